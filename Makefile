@@ -1,0 +1,43 @@
+# The two commands are `make run` and `make test`; both work on a fresh clone. `make` alone lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+export PYTHON
+BIN := .venv/bin
+ARCHITECTURE := tests/test_architecture.py
+
+.PHONY: help run test check bench locales lock
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# exec: Ctrl-C and SIGTERM reach tidegate itself, whose exit status 0 after a clean stop is then make's.
+run: ## install what is missing, start gateway and workers of three regions here; Ctrl-C stops them
+	@requirements/install.sh run
+	@exec $(BIN)/tidegate up
+
+test: ## install what is missing, then every check and every test
+	@requirements/install.sh test
+	@$(MAKE) --no-print-directory check
+	@echo "==> Tests"
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+
+check: ## lint, format, types, import contracts, architecture tests
+	@requirements/install.sh test
+	@echo "==> ruff" && $(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@echo "==> mypy" && $(BIN)/mypy
+	@echo "==> import-linter" && $(BIN)/lint-imports
+	@echo "==> architecture" && $(BIN)/python -m pytest -q $(ARCHITECTURE)
+
+bench: ## run every program in benchmarks/
+	@requirements/install.sh test
+	@for program in benchmarks/*.py; do echo "==> $$program"; $(BIN)/python "$$program"; done
+
+locales: ## check that the catalogues say everything that the code can raise, in every language
+	@requirements/install.sh test
+	@$(BIN)/python -m pytest -q tests/test_locales.py $(ARCHITECTURE) -k "locales or message or english"
+
+lock: ## write requirements/lock.txt from what is installed (UPGRADE=1: the newest of everything)
+	@requirements/install.sh test
+	@$(BIN)/python requirements/lock.py $(if $(UPGRADE),--upgrade)
