@@ -1,0 +1,1 @@
+"""The gateway. It never loads torch: models run in the regions' workers."""
