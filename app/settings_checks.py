@@ -1,0 +1,130 @@
+"""What one section says of another: references, duplicates and the rules about loopback.
+
+The checks read the raw data, so that a problem elsewhere in the file hides none of theirs; whatever has the wrong form
+is passed over here and reported by the schema.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from pydantic import ValidationError
+
+from app.config import DEMO_KEY, DEMO_KEY_HASH, GatewaySettings
+from app.settings_env import closest
+from app.yaml_source import Key
+from regions.settings import MODELS
+
+Found = Iterator[tuple[Key, str]]
+
+
+def check(data: Any) -> Found:
+    """Every problem between sections, as its key and what would be right."""
+    return chain.from_iterable(one(data) for one in _CHECKS)
+
+
+def _duplicate_ids(data: Any) -> Found:
+    for section in ("regions", "tenants"):
+        yield from _repeated((((section, index, "id"), part.get("id")) for index, part in _parts(data, section)), "id")
+    for index, tenant in _parts(data, "tenants"):
+        at = ("tenants", index, "instruments")
+        yield from _repeated((((*at, n, "id"), part.get("id")) for n, part in _parts(tenant, "instruments")), "id")
+
+
+def _duplicate_keys(data: Any) -> Found:
+    yield from _repeated(_key_hashes(data), "key hash")
+
+
+def _repeated(values: Iterator[tuple[Key, Any]], what: str) -> Found:
+    first: dict[str, Key] = {}
+    for key, value in values:
+        if not isinstance(value, str):
+            continue
+        if value in first:
+            yield key, f"the {what} stands already at {'.'.join(map(str, first[value]))}; it may stand once only"
+        else:
+            first[value] = key
+
+
+def _unknown_regions(data: Any) -> Found:
+    known = [part["id"] for _, part in _parts(data, "regions") if isinstance(part.get("id"), str)]
+    for key, name in _region_names(data):
+        if isinstance(name, str) and name not in known:
+            yield key, f"there is no region {name!r}; {closest(name, known)}"
+
+
+def _region_names(data: Any) -> Iterator[tuple[Key, Any]]:
+    gateway = _section(data, "gateway")
+    yield ("gateway", "region"), gateway.get("region")
+    for name in _section(gateway, "public_urls"):
+        yield ("gateway", "public_urls", name), name
+    for index, tenant in _parts(data, "tenants"):
+        for position, name in enumerate(_list(tenant, "allow_regions")):
+            yield ("tenants", index, "allow_regions", position), name
+
+
+def _only_on_loopback(data: Any) -> Found:
+    gateway = _section(data, "gateway")
+    listen = gateway.get("listen", GatewaySettings().listen)
+    try:
+        if GatewaySettings(listen=listen).on_loopback:
+            return
+    except ValidationError:
+        return
+    if gateway.get("region") is None:
+        yield (
+            ("gateway", "region"),
+            f"a gateway that listens on {listen} must stand in a region; write its id, or listen on 127.0.0.1",
+        )
+    for key, value in _key_hashes(data):
+        if value == DEMO_KEY_HASH:
+            yield key, f"the key {DEMO_KEY!r} is public; make another with `tidegate keys new`, or listen on 127.0.0.1"
+
+
+def _one_worker_each(data: Any) -> Found:
+    for index, region in _parts(data, "regions"):
+        managed = [position for position, part in _parts(region, "backends") if part.get("managed") is True]
+        for position in managed[1:]:
+            yield (
+                ("regions", index, "backends", position, "managed"),
+                "a region has one managed worker; name all of its models at the first one",
+            )
+
+
+def _unknown_models(data: Any) -> Found:
+    for index, region in _parts(data, "regions"):
+        for position, backend in _parts(region, "backends"):
+            for place, name in enumerate(_list(backend, "models") if backend.get("managed") is True else ()):
+                if isinstance(name, str) and name not in MODELS:
+                    key = ("regions", index, "backends", position, "models", place)
+                    yield key, f"a managed worker has no model {name!r}; {closest(name, list(MODELS))}"
+
+
+def _key_hashes(data: Any) -> Iterator[tuple[Key, Any]]:
+    for index, tenant in _parts(data, "tenants"):
+        for position, value in enumerate(_list(tenant, "keys")):
+            yield ("tenants", index, "keys", position), value
+
+
+def _section(data: Any, name: str) -> Mapping[Any, Any]:
+    part = data.get(name) if isinstance(data, dict) else None
+    return part if isinstance(part, dict) else {}
+
+
+def _list(data: Any, name: str) -> list[Any]:
+    part = data.get(name) if isinstance(data, dict) else None
+    return part if isinstance(part, list) else []
+
+
+def _parts(data: Any, name: str) -> Iterator[tuple[int, dict[Any, Any]]]:
+    return ((index, part) for index, part in enumerate(_list(data, name)) if isinstance(part, dict))
+
+
+_CHECKS: tuple[Callable[[Any], Found], ...] = (
+    _duplicate_ids,
+    _duplicate_keys,
+    _unknown_regions,
+    _only_on_loopback,
+    _one_worker_each,
+    _unknown_models,
+)
