@@ -1,0 +1,156 @@
+"""What waits for a log: a bounded queue between the event loop and the log's thread, from which it takes groups."""
+
+import asyncio
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from app.audit.record import Record
+
+GROUP = 128
+"""Records after which a group is committed without waiting for more."""
+WINDOW = 0.002
+"""Seconds that a group waits for those who were in the last one, in the hope of sharing a commit again."""
+QUEUE = 4096
+"""Records that may wait for a log; what comes on top is refused."""
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """Records that commit together, and the future that their appender waits on."""
+
+    records: Sequence[Record]
+    done: "asyncio.Future[None]"
+    left: bool = False
+    """The appender has gone: nobody will complete the decisions in here."""
+    withdrawn: bool = False
+    """The appender has gone with an error: what has not been written must not be."""
+    landed: bool = False
+
+    def decisions(self) -> set[str]:
+        return {each["id"] for each in self.records if each["kind"] == "decision"}
+
+    def completed(self) -> set[str]:
+        return {each["decision_id"] for each in self.records if each["kind"] == "completion"}
+
+
+class Intake:
+    """`offer`, `leave` and `close` belong to the event loop, the rest to the log's thread. Shut until `trust`.
+
+    It also keeps the debts: decisions whose own completion will not come, so that the thread has to write one.
+    """
+
+    def __init__(self) -> None:
+        self._ready = threading.Condition()
+        self._queue: deque[Waiting] = deque()
+        self._queued = 0
+        self._owed: dict[str, bool] = {}
+        self._trusted = False
+        self._closing = False
+        self._last_group = 1
+
+    def offer(self, item: Waiting) -> bool:
+        """Take records in, unless the queue is full, the log not to be trusted, or the end near."""
+        with self._ready:
+            if self._closing or not self._trusted or self._queued + len(item.records) > QUEUE:
+                self.owe(item.completed() - item.decisions(), forwarded=True)
+                return False
+            self._queue.append(item)
+            self._queued += len(item.records)
+            if len(self._queue) == 1 or self._queued >= self._last_group:
+                self._ready.notify()
+            return True
+
+    def leave(self, item: Waiting, *, withdraw: bool) -> None:
+        """The appender no longer waits. With `withdraw`, what is not being written yet will not be."""
+        with self._ready:
+            item.left, item.withdrawn = True, withdraw
+            if item.landed:
+                self.owe(item.decisions() - item.completed(), forwarded=False)
+
+    def close(self) -> None:
+        """Take nothing more in."""
+        with self._ready:
+            self._closing = True
+            self._ready.notify()
+
+    @property
+    def closing(self) -> bool:
+        return self._closing
+
+    @property
+    def trusted(self) -> bool:
+        return self._trusted
+
+    @property
+    def finished(self) -> bool:
+        """Closed, and everything is out that can be written."""
+        with self._ready:
+            return self._closing and not self._queue and not (self._trusted and self._owed)
+
+    def trust(self) -> None:
+        with self._ready:
+            self._trusted = True
+
+    def distrust(self) -> list[Waiting]:
+        """Shut, and hand over everyone who waits."""
+        with self._ready:
+            self._trusted = False
+            waiting, self._queued = list(self._queue), 0
+            self._queue.clear()
+            return waiting
+
+    def owe(self, decisions: Iterable[str], *, forwarded: bool) -> None:
+        """Note decisions to complete as lost, and whether a byte of their bodies may have reached a region."""
+        with self._ready:
+            for each in decisions:
+                self._owed[each] = self._owed.get(each, False) or forwarded
+            if self._owed:
+                self._ready.notify()
+
+    def take_owed(self) -> dict[str, bool]:
+        with self._ready:
+            owed, self._owed = self._owed, {}
+            return owed
+
+    def landed(self, items: Iterable[Waiting]) -> None:
+        """These are durable; those whose appender has gone leave decisions behind that nobody will complete."""
+        with self._ready:
+            for item in items:
+                item.landed = True
+                if item.left:
+                    self.owe(item.decisions() - item.completed(), forwarded=False)
+
+    def pause(self, seconds: float) -> None:
+        """Wait for a moment, or until closed."""
+        end = time.monotonic() + seconds
+        with self._ready:
+            while not self._closing and (left := end - time.monotonic()) > 0:
+                self._ready.wait(left)
+
+    def take(self, until: float) -> list[Waiting]:
+        """The next group; empty at `until` (monotonic clock, seconds), when something is owed, and when closed."""
+        with self._ready:
+            while not (self._queue or self._owed or self._closing):
+                if (left := until - time.monotonic()) <= 0:
+                    return []
+                self._ready.wait(left)
+            self._linger()
+            group: list[Waiting] = []
+            size = 0
+            while self._queue and (not group or size + len(self._queue[0].records) <= GROUP):
+                group.append(self._queue.popleft())
+                size += len(group[-1].records)
+            self._queued -= size
+            self._last_group = max(size, 1)
+            return group
+
+    def _linger(self) -> None:
+        """Wait for as many as came last time: one caller alone never waits, a crowd shares its commits."""
+        end = time.monotonic() + WINDOW
+        while self._queue and self._queued < min(self._last_group, GROUP) and not self._closing:
+            if (left := end - time.monotonic()) <= 0:
+                return
+            self._ready.wait(left)

@@ -1,0 +1,184 @@
+"""The audit records: what one holds, how it is spelt, and its canonical bytes. Pure; bodies never enter here.
+
+Every field is a string, an integer, a boolean, null, or a list or object of those: without floats, and with ASCII keys
+in code point order, `orjson` writes the canonical form of RFC 8785 byte for byte.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+
+from app.types import Decision, Question, Verdict
+
+Record = dict[str, Any]
+DecisionOutcome = Literal["permitted", "refused"]
+CompletionOutcome = Literal["served", "failed", "cancelled", "refused", "lost"]
+
+_COPIED = (
+    "request_id",
+    "tenant",
+    "key_id",
+    "subject",
+    "subject_country",
+    "jurisdictions",
+    "requested_region",
+    "region",
+    "reason",
+    "rule",
+    "law",
+    "basis",
+    "policy_digest",
+    "model",
+    "trace_id",
+)
+"""What a completion says again, so that each record can be filtered and read without its decision."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One request sent to a region; `status` is the backend's HTTP status, or None where none came."""
+
+    region: str
+    outcome: str
+    status: int | None
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with microseconds: of fixed width until the year 9999, so that text order is time order."""
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def canonical(record: Mapping[str, Any]) -> bytes:
+    """Canonical bytes of a record (RFC 8785). Raises TypeError for a value that has none, such as an integer > 2^53."""
+    return orjson.dumps(record, option=orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER)
+
+
+def numbered(record: Mapping[str, Any], log: str, seq: int) -> Record:
+    """The record in its place: the `seq`-th (from 1) of `log`."""
+    return {**record, "log": log, "seq": seq}
+
+
+def decision(
+    *,
+    id: str,  # noqa: A002 - the field's name in the contract
+    time: datetime,
+    request_id: str,
+    outcome: DecisionOutcome,
+    tenant: str | None,
+    key_id: str | None,
+    question: Question | None = None,
+    decided: Decision | None = None,
+    verdict: Verdict | None = None,
+    reason: str | None = None,
+    region: str | None = None,
+    subject: str | None = None,
+    subject_country: str | None = None,
+    model: str | None = None,
+    status: int | None = None,
+    policy_digest: str | None = None,
+    trace_id: str | None = None,
+    bytes_in: int = 0,
+    ignored_hints: Sequence[str] = (),
+) -> Record:
+    """A decision, without `log` and `seq`, which the writer adds.
+
+    `region` is the one chosen, None on refusal; `verdict` is that region's, and its rule, law and reason then stand for
+    the decision's own. `reason` overrides both (`NO_COMPLIANT_HEALTHY`, or an error's code where nothing was decided).
+    `subject` is a pseudonym, never the caller's id. `status` is the HTTP status of a refusal; None when permitted.
+    """
+    return {
+        "kind": "decision",
+        "id": id,
+        "time": timestamp(time),
+        "request_id": request_id,
+        "outcome": outcome,
+        "tenant": tenant,
+        "key_id": key_id,
+        "subject": subject,
+        "subject_country": subject_country or (decided.subject_country if decided else None),
+        "jurisdictions": list(decided.jurisdictions) if decided else [],
+        "evidence": [{"source": sign.source, "code": sign.code} for sign in question.evidence] if question else [],
+        "requested_region": question.requested if question else None,
+        "candidates": [_candidate(each) for each in decided.verdicts] if decided else [],
+        "region": region,
+        "basis": question.basis if question else None,
+        "policy_digest": policy_digest,
+        "model": model,
+        "status": status,
+        "bytes_in": bytes_in,
+        "trace_id": trace_id,
+        "ignored_hints": list(ignored_hints),
+        **_why(decided, verdict, reason),
+    }
+
+
+def completion(
+    *,
+    id: str,  # noqa: A002 - the field's name in the contract
+    time: datetime,
+    decision: Mapping[str, Any],
+    outcome: CompletionOutcome,
+    status: int | None,
+    region: str | None = None,
+    reason: str | None = None,
+    cache: str | None = None,
+    attempts: Sequence[Attempt] = (),
+    bytes_in: int = 0,
+    bytes_out: int = 0,
+    duration_us: int = 0,
+    body_may_have_arrived: bool = False,
+) -> Record:
+    """The end of the request whose `decision` record is given; `region` and `reason` override the decision's.
+
+    `body_may_have_arrived` says whether any byte of the body may have reached a region. Durations in microseconds,
+    sizes in bytes of body; `status` is the one sent to the client, None where none was or none is known.
+    """
+    return {
+        **{name: decision[name] for name in _COPIED},
+        "kind": "completion",
+        "id": id,
+        "decision_id": decision["id"],
+        "time": timestamp(time),
+        "outcome": outcome,
+        "status": status,
+        "region": region or decision["region"],
+        "reason": reason or decision["reason"],
+        "cache": cache,
+        "attempts": [{"region": each.region, "outcome": each.outcome, "status": each.status} for each in attempts],
+        "bytes_in": bytes_in,
+        "bytes_out": bytes_out,
+        "duration_us": duration_us,
+        "body_may_have_arrived": body_may_have_arrived,
+    }
+
+
+def lost(*, id: str, time: datetime, decision: Mapping[str, Any], body_may_have_arrived: bool) -> Record:  # noqa: A002 - as above
+    """The completion that the writer adds where the gateway cannot say how a permitted request ended."""
+    return completion(
+        id=id,
+        time=time,
+        decision=decision,
+        outcome="lost",
+        status=None,
+        body_may_have_arrived=body_may_have_arrived,
+    )
+
+
+def _candidate(verdict: Verdict) -> Record:
+    return {
+        "region": verdict.region,
+        "permitted": verdict.permitted,
+        "reason": verdict.reason.value,
+        "rule": verdict.rule,
+        "law": verdict.law,
+    }
+
+
+def _why(decided: Decision | None, verdict: Verdict | None, reason: str | None) -> Record:
+    source = verdict or decided
+    if source is None:
+        return {"reason": str(reason) if reason else None, "rule": None, "law": None}
+    return {"reason": str(reason or source.reason), "rule": source.rule, "law": source.law}

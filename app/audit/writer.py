@@ -1,0 +1,127 @@
+"""The trail: appends records to the logs of one audit directory, which it holds for itself alone."""
+
+import asyncio
+import fcntl
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+
+from app.audit.intake import Waiting
+from app.audit.log import LogWriter, Observe, OpenStore
+from app.audit.record import Record
+from app.config import RESERVED_LOG, AuditSettings
+from app.errors import AuditUnavailable
+from app.stores.base import AuditStore, StoreError
+from app.stores.sqlite import SqliteAuditStore
+
+_RETRY_AFTER = timedelta(seconds=1)
+_CLOSE_PATIENCE = 5.0
+"""Seconds that closing waits for a write that hangs, beyond the commit deadline."""
+
+
+class TrailError(Exception):
+    """The audit directory cannot be used; the message is one line and names it."""
+
+
+def log_path(directory: Path, log: str) -> Path:
+    """The file of a log: `<audit.path>/<log>.db`."""
+    return directory / f"{log}.db"
+
+
+class Trail:
+    """Writes the logs named (the regions' ids, and `gateway`).
+
+    `observe(log, records, seconds)` is told of every commit, on the event loop.
+    """
+
+    def __init__(
+        self,
+        settings: AuditSettings,
+        logs: Sequence[str],
+        observe: Observe | None = None,
+        open_store: OpenStore | None = None,
+    ) -> None:
+        self._settings = settings
+        self._lock: int | None = None
+        open_store = open_store or partial(_open_sqlite, patience=settings.commit_deadline)
+        self._writers = {
+            name: LogWriter(name, log_path(settings.path, name), settings, open_store, observe or _unobserved)
+            for name in logs
+        }
+
+    async def start(self) -> None:
+        """Take the directory, open every log, complete what a crash left open. Raises `TrailError`."""
+        self._lock = await asyncio.to_thread(_take_directory, self._settings.path)
+        loop = asyncio.get_running_loop()
+        try:
+            for writer in self._writers.values():
+                await asyncio.to_thread(writer.start, loop)
+        except StoreError as error:
+            await self.close()
+            raise TrailError(str(error)) from error
+        except BaseException:
+            await self.close()
+            raise
+
+    async def append(self, log: str, records: Sequence[Record], timeout: float) -> None:  # noqa: ASYNC109 - the caller's share of its deadline, seconds
+        """Return once all records are durable, in one commit; a decision and its completion may come together.
+
+        Raises `AuditUnavailable` after `timeout` or the commit deadline, on a full queue, and while the log's file is
+        not to be trusted. Its caller must then forward nothing, and must not append for that decision again: a late
+        commit may still land, and the writer itself sees to it that each decision that landed gets its completion.
+        """
+        writer = self._writers[log]
+        if log == RESERVED_LOG and any(each["subject"] is not None for each in records):
+            raise ValueError("the gateway's own log takes no pseudonym")
+        limit = min(timeout, self._settings.commit_deadline)
+        item = Waiting(tuple(records), asyncio.get_running_loop().create_future())
+        if limit <= 0 or not writer.offer(item):
+            raise AuditUnavailable(retry_after=_RETRY_AFTER)
+        try:
+            async with asyncio.timeout(limit):
+                await item.done
+        except (TimeoutError, StoreError) as error:
+            writer.leave(item, withdraw=True)
+            raise AuditUnavailable(retry_after=_RETRY_AFTER) from error
+        except asyncio.CancelledError:
+            writer.leave(item, withdraw=False)
+            raise
+
+    async def close(self) -> None:
+        """Write what waits, close the files, free the directory; a write that hangs is left behind."""
+        end = time.monotonic() + self._settings.commit_deadline + _CLOSE_PATIENCE
+        closed = [
+            await asyncio.to_thread(writer.close, max(0.0, end - time.monotonic())) for writer in self._writers.values()
+        ]
+        if self._lock is not None and all(closed):
+            os.close(self._lock)
+            self._lock = None
+
+
+def _open_sqlite(path: Path, must_exist: bool, *, patience: float) -> AuditStore:
+    return SqliteAuditStore(path, must_exist=must_exist, patience=patience)
+
+
+def _unobserved(_log: str, _records: int, _seconds: float) -> None:
+    pass
+
+
+def _take_directory(directory: Path) -> int:
+    """Make the directory and lock it until the process ends or the descriptor returned is closed."""
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            directory.mkdir(mode=0o700)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise TrailError(f"audit directory {directory}: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise TrailError(f"audit directory {directory} is in use by another gateway") from error
+    return descriptor

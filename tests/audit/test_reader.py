@@ -1,0 +1,216 @@
+"""Reading while writing: every record that there was at the first page comes once, in order, whatever is written."""
+
+import asyncio
+import base64
+import json
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.audit import record
+from app.audit.pseudonym import Pseudonyms
+from app.audit.reader import Filters, Reader
+from app.config import AuditSettings
+from app.errors import AuditUnavailable, InvalidRequest
+from app.stores.base import AuditEntry
+from app.stores.sqlite import SqliteAuditStore
+
+LOGS = ("eu-west", "us-east", "gateway")
+START = datetime(2026, 11, 22, tzinfo=UTC)
+
+
+class Logs:
+    """Real stores of three logs, and the list of what was written to them."""
+
+    def __init__(self, directory):
+        self.settings = AuditSettings(path=directory / "audit")
+        self.settings.path.mkdir(parents=True)
+        self.stores = {log: SqliteAuditStore(self.settings.path / f"{log}.db") for log in LOGS}
+        for store in self.stores.values():
+            store._db.execute("PRAGMA synchronous = OFF")  # nothing here dies: spare the disk its many small commits
+        self.written = []
+
+    def write(self, log, second, **fields):
+        store = self.stores[log]
+        made = record.decision(
+            id=f"d{len(self.written)}",
+            time=START + timedelta(seconds=second),
+            **{"tenant": "demo", "key_id": "0", "request_id": "r", "outcome": "permitted", **fields},
+        )
+        numbered = record.numbered(made, log, store.last_seq() + 1)
+        store.append([AuditEntry(numbered["seq"], numbered, record.canonical(numbered))])
+        self.written.append(numbered)
+
+    def reader(self):
+        return Reader(self.settings, LOGS)
+
+    def close(self):
+        for store in self.stores.values():
+            store.close()
+
+
+@pytest.fixture
+def logs(tmp_path):
+    opened = Logs(tmp_path)
+    yield opened
+    opened.close()
+
+
+def in_order(records):
+    return [each["id"] for each in sorted(records, key=lambda each: (each["time"], each["log"], each["seq"]))]
+
+
+_WRITES = st.lists(st.tuples(st.sampled_from(LOGS), st.integers(0, 4), st.sampled_from(["demo", "other"])), max_size=8)
+
+
+@given(
+    before=_WRITES,
+    between=st.lists(st.tuples(_WRITES, st.integers(1, 5)), max_size=6),
+    tenant=st.sampled_from([None, "demo"]),
+)
+@settings(deadline=None, max_examples=40)
+def test_pages_give_each_record_of_the_first_pages_moment_once_and_in_order(before, between, tenant):
+    with tempfile.TemporaryDirectory() as directory:
+        logs = Logs(Path(directory))
+        for log, second, owner in before:
+            logs.write(log, second, tenant=owner)
+        expected = in_order(each for each in logs.written if tenant in (None, each["tenant"]))
+        asyncio.run(_read_all(logs, Filters(tenant=tenant), expected, between))
+        logs.close()
+
+
+async def _read_all(logs, filters, expected, between):
+    reader, cursor, seen = logs.reader(), None, []
+    steps = [*between, *[([], 3)] * (len(expected) + 1)]
+    for writes, limit in steps:
+        page = await reader.page(filters, cursor, limit)
+        assert len(page.records) <= limit
+        seen += [each["id"] for each in page.records]
+        cursor = page.cursor
+        if cursor is None:
+            break
+        for log, second, owner in writes:
+            logs.write(log, second, tenant=owner)
+    assert cursor is None
+    assert seen == expected
+
+
+async def test_the_cursor_ends_exactly_with_the_newest_record(logs):
+    for second in range(4):
+        logs.write("eu-west", second)
+    first = await logs.reader().page(Filters(), None, 2)
+    last = await logs.reader().page(Filters(), first.cursor, 2)
+    assert [len(first.records), len(last.records), last.cursor] == [2, 2, None]
+
+
+async def test_an_empty_trail_has_one_empty_page(logs):
+    page = await logs.reader().page(Filters(), None, 10)
+    assert (page.records, page.cursor) == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(since=record.timestamp(START + timedelta(seconds=2))), ["d2", "d3"]),
+        (Filters(until=record.timestamp(START + timedelta(seconds=1))), ["d0"]),
+        (Filters(region="eu-west"), ["d0", "d2"]),
+        (Filters(tenant="other"), ["d1"]),
+        (Filters(subject="f" * 64), ["d2"]),
+        (Filters(subject_country="DE"), ["d0", "d2"]),
+        (Filters(outcome="refused"), ["d3"]),
+        (Filters(reason="ALLOW_INTRA"), ["d0"]),
+        (Filters(request_id="mine"), ["d1"]),
+        (Filters(region="eu-west", reason="ALLOW_INTRA", tenant="other"), []),
+    ],
+)
+async def test_each_filter_matches_its_field(logs, filters, expected):
+    logs.write("eu-west", 0, region="eu-west", subject_country="DE", reason="ALLOW_INTRA")
+    logs.write("us-east", 1, region="us-east", tenant="other", request_id="mine")
+    logs.write("eu-west", 2, region="eu-west", subject_country="DE", subject="f" * 64)
+    logs.write("gateway", 3, outcome="refused")
+    page = await logs.reader().page(filters, None, 10)
+    assert [each["id"] for each in page.records] == expected
+
+
+async def test_a_callers_own_id_matches_its_pseudonyms_of_all_regions(logs):
+    pseudonyms = Pseudonyms(logs.settings)
+    for second, log in enumerate(("eu-west", "us-east")):
+        logs.write(log, second, subject=await pseudonyms.of(log, "anna"))
+        logs.write(log, second, subject=await pseudonyms.of(log, "berta"))
+    reader = logs.reader()
+    everywhere = await reader.page(Filters(subject="anna", subject_is_id=True), None, 10)
+    assert [each["id"] for each in everywhere.records] == ["d0", "d2"]
+    one = await reader.page(Filters(subject=await pseudonyms.of("us-east", "anna"), subject_is_id=True), None, 10)
+    assert [each["id"] for each in one.records] == ["d2"]
+    assert (await reader.page(Filters(subject="anna"), None, 10)).records == []
+
+
+async def test_a_cursor_belongs_to_its_filters(logs):
+    for second in range(3):
+        logs.write("eu-west", second)
+    page = await logs.reader().page(Filters(tenant="demo"), None, 1)
+    with pytest.raises(InvalidRequest) as refusal:
+        await logs.reader().page(Filters(tenant="other"), page.cursor, 1)
+    assert refusal.value.message_id == "invalid_request.cursor"
+
+
+def forged(cursor, **changes):
+    content = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    return base64.urlsafe_b64encode(json.dumps(content | changes).encode()).decode().rstrip("=")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"b": {"../../etc/passwd": 1}},
+        {"b": {"eu-west": "1; DROP TABLE records"}},
+        {"b": {"eu-west": -1}},
+        {"b": {"eu-west": 2**64}},
+        {"b": {"eu-west": True}},
+        {"b": []},
+        {"l": "' OR 1=1"},
+        {"l": []},
+        {"s": 1.5},
+        {"s": None},
+        {"t": "short"},
+        {"t": 5},
+        {"f": "0" * 16},
+        {"f": None},
+        {"more": 1},
+    ],
+)
+async def test_a_forged_cursor_is_refused(logs, changes):
+    for second in range(3):
+        logs.write("eu-west", second)
+    page = await logs.reader().page(Filters(), None, 1)
+    await logs.reader().page(Filters(), forged(page.cursor), 1)
+    with pytest.raises(InvalidRequest):
+        await logs.reader().page(Filters(), forged(page.cursor, **changes), 1)
+
+
+@given(st.one_of(st.text(max_size=60), st.binary(max_size=60).map(lambda raw: base64.urlsafe_b64encode(raw).decode())))
+@settings(deadline=None)
+def test_rubbish_is_no_cursor(text):
+    reader = Reader(AuditSettings(path=Path("nowhere")), LOGS)
+    with pytest.raises(InvalidRequest):
+        asyncio.run(reader.page(Filters(), text, 1))
+
+
+async def test_a_log_that_cannot_be_read_is_said_so(logs):
+    logs.stores["us-east"].close()
+    (logs.settings.path / "us-east.db").unlink()
+    with pytest.raises(AuditUnavailable) as refusal:
+        await logs.reader().page(Filters(), None, 1)
+    assert refusal.value.message_id == "audit_unavailable.read"
+
+
+async def test_reading_does_not_wait_for_a_writer(logs):
+    logs.write("eu-west", 0)
+    logs.stores["eu-west"]._db.execute("BEGIN IMMEDIATE")
+    page = await logs.reader().page(Filters(), None, 10)
+    logs.stores["eu-west"]._db.execute("ROLLBACK")
+    assert [each["id"] for each in page.records] == ["d0"]
