@@ -1,0 +1,107 @@
+"""Asks every backend at intervals whether it is well. A probe carries nothing of any request."""
+
+import asyncio
+import random
+import re
+import ssl
+from collections.abc import Callable
+from typing import Final
+from urllib.parse import quote
+
+import httpx
+import structlog
+
+from app.config import Settings
+from app.fleet.registry import BackendState, Registry
+
+RETURN_INTERVAL: Final = (0.5, 1.0)
+"""Seconds between probes of a managed worker that is not up, so that it is used soon after it has started."""
+_JITTER: Final = 0.1
+_READ_LIMIT: Final = 1 << 20
+_VERSION: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_log = structlog.get_logger(__name__)
+
+
+class Prober:
+    """Health checks, and the description of models. `run` works until it is cancelled; `aclose` comes after it."""
+
+    def __init__(self, registry: Registry, settings: Settings, clock: Callable[[], float]) -> None:
+        self._registry = registry
+        self._health = settings.resilience.health
+        self._clock = clock
+        # A probe opens its own connection: it shall see that nobody listens, and never a kept connection's luck.
+        self._client = httpx.AsyncClient(
+            verify=ssl.create_default_context(),
+            timeout=self._health.timeout,
+            limits=httpx.Limits(max_keepalive_connections=0),
+            follow_redirects=False,
+            trust_env=False,
+            headers={"user-agent": "tidegate-probe"},
+        )
+
+    async def run(self) -> None:
+        """Probe each backend, at once and then at intervals, each in its own rhythm."""
+        async with asyncio.TaskGroup() as group:
+            for backend in self._registry.backends:
+                group.create_task(self._watch(backend), name=f"probe {backend.region}")
+
+    async def probe_now(self) -> None:
+        """One round over the managed backends, now: their supervisor says that one of them has become ready."""
+        managed = [backend for backend in self._registry.backends if backend.config.managed]
+        await asyncio.gather(*(self._probe(backend, promptly=True) for backend in managed))
+
+    async def describe_model(self, model: str, version: str | None) -> bytes | None:
+        """KServe's metadata of a model as a backend that is up tells it (JSON), or None where none does."""
+        if version is not None and not _VERSION.fullmatch(version):
+            return None
+        path = f"/v2/models/{quote(model, safe='')}" + (f"/versions/{version}" if version else "")
+        for backend in self._registry.backends:
+            if backend.alive and backend.serves(model, "kserve"):
+                status, body, _ = await self._get(backend, path)
+                if status == httpx.codes.OK:
+                    return body
+        return None
+
+    async def aclose(self) -> None:
+        await self._client.aclose()
+
+    async def _watch(self, backend: BackendState) -> None:
+        while True:
+            await self._probe(backend)
+            await asyncio.sleep(self._pause(backend))
+
+    def _pause(self, backend: BackendState) -> float:
+        interval = self._health.interval
+        jitter = random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - spreads probes, guards nothing
+        if backend.config.managed and backend.health != "up":
+            return min(interval, random.uniform(*RETURN_INTERVAL))  # noqa: S311 - as above
+        return interval * jitter
+
+    async def _probe(self, backend: BackendState, *, promptly: bool = False) -> None:
+        was = backend.health
+        path = "/v1/models" if backend.config.protocol == "openai" else "/v2/health/ready"
+        status, _, seconds = await self._get(backend, path)
+        self._registry.probed(backend, status == httpx.codes.OK, seconds, promptly)
+        if backend.health != was:
+            _log.info("backend_health", region=backend.region, url=backend.url, health=backend.health, status=status)
+
+    async def _get(self, backend: BackendState, path: str) -> tuple[int | None, bytes, float]:
+        """Status (None: no answer in time), body up to 1 MiB, and seconds until the head of the answer had come."""
+        start = self._clock()
+        head = start
+        body = bytearray()
+        key = backend.config.api_key
+        headers = {} if key is None else {"authorization": f"Bearer {key.get_secret_value()}"}
+        try:
+            async with (
+                asyncio.timeout(self._health.timeout),
+                self._client.stream("GET", backend.url + path, headers=headers) as response,
+            ):
+                head = self._clock()
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > _READ_LIMIT:
+                        return None, b"", head - start
+        except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
+            return None, b"", self._clock() - start
+        return response.status_code, bytes(body), head - start
