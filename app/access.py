@@ -1,0 +1,57 @@
+"""Who may do what: API keys to principals. Keys are held as SHA-256 digests only."""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers
+
+from app.config import Tenant
+from app.errors import Forbidden, Unauthenticated
+from app.types import Scope
+
+_IMPLIED: dict[Scope, Scope] = {"audit:read": "audit:admin"}
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """An authenticated caller; `key_id` is the first 8 hex digits of the key's digest, enough to find it in a log."""
+
+    tenant: Tenant
+    key_id: str
+
+    def may(self, scope: Scope) -> bool:
+        return scope in self.tenant.scopes or _IMPLIED.get(scope) in self.tenant.scopes
+
+    def require(self, scope: Scope) -> None:
+        """Raise `Forbidden` unless this principal holds the scope, or one that implies it."""
+        if not self.may(scope):
+            raise Forbidden("scope", scope=scope)
+
+
+class KeyRing:
+    """All keys of a configuration, found by digest, so that no comparison depends on the key's own bytes."""
+
+    def __init__(self, tenants: Iterable[Tenant]) -> None:
+        self._tenants = {key.removeprefix("sha256:"): tenant for tenant in tenants for key in tenant.keys}
+
+    def authenticate(self, headers: Headers) -> Principal:
+        """The principal of the key in Authorization, x-api-key or api-key; raises `Unauthenticated`."""
+        key = _sent_key(headers)
+        if key is None:
+            raise Unauthenticated(headers={"WWW-Authenticate": 'Bearer realm="tidegate"'})
+        digest = hashlib.sha256(key.encode("latin-1", "replace")).hexdigest()
+        for known, tenant in self._tenants.items():
+            if hmac.compare_digest(known, digest):
+                return Principal(tenant, digest[:8])
+        raise Unauthenticated(
+            "wrong_key", headers={"WWW-Authenticate": 'Bearer realm="tidegate", error="invalid_token"'}
+        )
+
+
+def _sent_key(headers: Headers) -> str | None:
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and credentials.strip():
+        return credentials.strip()
+    return headers.get("x-api-key") or headers.get("api-key") or None

@@ -1,0 +1,131 @@
+"""The KServe v2 endpoints (Open Inference Protocol, with the binary tensor extension): from body to `Call`."""
+
+from typing import Any
+from urllib.parse import quote
+
+import orjson
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from app.api.access import exchange_of, require
+from app.api.bodies import refusals
+from app.api.replies import answer
+from app.pipeline import Gateway
+from app.types import Call
+from app.views import Views
+from regions.wire import HEADER_LENGTH, InferRequest, read_count, read_infer
+
+_BYTES_PER_TOKEN = 4
+_TEXT = "BYTES"
+_TENSOR = {
+    "type": "object",
+    "required": ["name", "shape", "datatype"],
+    "properties": {
+        "name": {"type": "string"},
+        "shape": {"type": "array", "items": {"type": "integer"}},
+        "datatype": {"type": "string"},
+        "data": {"type": "array"},
+        "parameters": {"type": "object"},
+    },
+}
+_INFER = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["inputs"],
+                    "properties": {"inputs": {"type": "array", "items": _TENSOR}, "parameters": {"type": "object"}},
+                }
+            },
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+def routes(gateway: Gateway, views: Views, version: str, depth: int) -> APIRouter:
+    """The router; `version` is the gateway's, `depth` bounds the nesting of JSON."""
+    router = APIRouter(prefix="/v2", tags=["KServe v2"])
+
+    @router.get("", summary="Server metadata")
+    async def server() -> dict[str, Any]:
+        return {"name": "tidegate", "version": version, "extensions": ["binary_tensor_data"]}
+
+    @router.get("/health/live", summary="Is the server alive?")
+    async def live() -> Response:
+        return Response()
+
+    @router.get("/health/ready", summary="Can the server infer?")
+    async def ready() -> Response:
+        return Response(status_code=200 if views.readiness()["status"] == "ready" else 503)
+
+    async def infer(request: Request, model: str, version: str | None = None) -> Response:
+        exchange = exchange_of(request)
+        body = await request.body()
+        call = to_call(model, version, body, exchange.head.headers.get(HEADER_LENGTH), depth)
+        return await answer(request, gateway.answer(exchange, call))
+
+    async def metadata(model: str, version: str | None = None) -> Response:
+        return Response(await views.describe_model(model, version), media_type="application/json")
+
+    async def model_ready(model: str, version: str | None = None) -> Response:
+        del version
+        return Response(status_code=200 if views.serving_now(model) else 503)
+
+    may_infer = [Depends(require("infer"))]
+    for stem, suffix in (("/models/{model}", ""), ("/models/{model}/versions/{version}", "_version")):
+        router.add_api_route(
+            f"{stem}/infer",
+            infer,
+            methods=["POST"],
+            summary="Infer",
+            openapi_extra=_INFER,
+            operation_id=f"infer{suffix}",
+        )
+        router.add_api_route(
+            f"{stem}/ready",
+            model_ready,
+            dependencies=may_infer,
+            summary="Is a model ready?",
+            operation_id=f"model_ready{suffix}",
+        )
+        router.add_api_route(
+            stem, metadata, dependencies=may_infer, summary="Model metadata", operation_id=f"model_metadata{suffix}"
+        )
+    return router
+
+
+def _suffix(version: str | None) -> str:
+    return "" if version is None else f"/versions/{quote(version, safe='')}"
+
+
+def to_call(model: str, version: str | None, body: bytes, header_length: str | None, depth: int) -> Call:
+    """The call that a body asks for; raises `InvalidRequest` naming the tensor or field at fault."""
+    with refusals():
+        length = None if header_length is None else read_count(header_length, header=HEADER_LENGTH)
+        request = read_infer(body, length, max_depth=depth)
+    binary = length is not None
+    head = orjson.dumps(orjson.loads(body[:length]), option=orjson.OPT_SORT_KEYS)
+    headers = [("content-type", "application/octet-stream" if binary else "application/json")]
+    if length is not None:
+        headers.append((HEADER_LENGTH, str(length)))
+    return Call(
+        wire="kserve",
+        path=f"/v2/models/{quote(model, safe='')}{_suffix(version)}/infer",
+        model=model,
+        body=body,
+        headers=tuple(headers),
+        canonical=head + body[length:] if binary else head,
+        cacheable=True,
+        stream=False,
+        tokens=_tokens(request, len(body)),
+    )
+
+
+def _tokens(request: InferRequest, size: int) -> int:
+    """An estimate: by bytes where texts travel, by rows where numbers do."""
+    if any(tensor.datatype == _TEXT for tensor in request.inputs):
+        return max(1, size // _BYTES_PER_TOKEN)
+    return max(1, sum(tensor.shape[0] if tensor.shape else 1 for tensor in request.inputs))

@@ -1,0 +1,116 @@
+"""The OpenAI endpoints: from JSON body to `Call`, and nothing else; bodies go on untouched."""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter, Depends, Request
+from starlette.responses import Response
+
+from app.api.access import exchange_of, require
+from app.api.bodies import refusals
+from app.api.replies import answer
+from app.errors import InvalidRequest, ModelNotFound
+from app.pipeline import Gateway
+from app.types import Call
+from app.views import Views
+from regions.wire import read_object
+
+_BYTES_PER_TOKEN = 4
+"""English text in the tokenizers of today's models; an estimate, settled with the usage that the backend reports."""
+
+_UNUSED_IN_ANSWER = ("user", "metadata", "store", "stream_options")
+"""Fields that do not shape the answer, left out of the cache key."""
+
+
+def _body_schema(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "required": required}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+_EMBEDDINGS = _body_schema(
+    {
+        "model": {"type": "string", "examples": ["minilm"]},
+        "input": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
+        "encoding_format": {"enum": ["float", "base64"]},
+        "compute_budget": {"type": "number", "minimum": 0.1, "maximum": 1.0},
+        "truncate": {"type": "boolean"},
+    },
+    ["model", "input"],
+)
+_CHAT = _body_schema(
+    {
+        "model": {"type": "string"},
+        "messages": {"type": "array", "items": {"type": "object"}},
+        "temperature": {"type": "number"},
+        "stream": {"type": "boolean"},
+    },
+    ["model", "messages"],
+)
+_COMPLETION = _body_schema(
+    {"model": {"type": "string"}, "prompt": {"type": "string"}, "stream": {"type": "boolean"}}, ["model", "prompt"]
+)
+
+
+def routes(gateway: Gateway, views: Views, depth: int, sampled: bool) -> APIRouter:
+    """The router; `depth` bounds the nesting of bodies, `sampled` lets answers of temperature > 0 be cached."""
+    router = APIRouter(tags=["OpenAI"])
+    may_infer = [Depends(require("infer"))]
+
+    async def infer(request: Request) -> Response:
+        exchange = exchange_of(request)
+        call = to_call(exchange.head.path, await request.body(), depth, sampled)
+        return await answer(request, gateway.answer(exchange, call))
+
+    for path, summary, extra in (
+        ("/v1/embeddings", "Embed texts", _EMBEDDINGS),
+        ("/v1/chat/completions", "Chat, passed through to a backend of protocol openai", _CHAT),
+        ("/v1/completions", "Complete, passed through to a backend of protocol openai", _COMPLETION),
+    ):
+        router.add_api_route(
+            path, infer, methods=["POST"], summary=summary, openapi_extra=extra, operation_id=path[4:].replace("/", "_")
+        )
+
+    @router.get("/v1/models", dependencies=may_infer, summary="Models, with the regions that serve them")
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": [_model(name, regions) for name, regions in views.models().items()]}
+
+    @router.get("/v1/models/{model:path}", dependencies=may_infer, summary="One model")
+    async def model(model: str) -> dict[str, Any]:
+        found = views.models().get(model)
+        if found is None:
+            raise ModelNotFound(param="model", model=model)
+        return _model(model, found)
+
+    return router
+
+
+def _model(name: str, regions: tuple[str, ...]) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tidegate", "regions": regions}
+
+
+def to_call(path: str, body: bytes, depth: int, sampled: bool) -> Call:
+    """The call that a body asks for; raises `InvalidRequest` naming the field at fault."""
+    with refusals():
+        fields = read_object(body, max_depth=depth)
+    model = fields.get("model")
+    if model is None:
+        raise InvalidRequest("field_missing", param="model")
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("field_type", param="model", expected="string")
+    stream = fields.get("stream", False)
+    if not isinstance(stream, bool):
+        raise InvalidRequest("field_type", param="stream", expected="boolean")
+    embedding = path.endswith("/embeddings")
+    steady = embedding or sampled or fields.get("temperature") == 0
+    kept = {name: value for name, value in fields.items() if name not in _UNUSED_IN_ANSWER}
+    return Call(
+        wire="openai",
+        path=path,
+        model=model,
+        body=body,
+        headers=(("content-type", "application/json"),),
+        canonical=orjson.dumps(kept, option=orjson.OPT_SORT_KEYS),
+        cacheable=steady and not stream,
+        stream=stream and not embedding,
+        tokens=max(1, len(body) // _BYTES_PER_TOKEN),
+    )

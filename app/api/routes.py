@@ -1,0 +1,31 @@
+"""Dry runs of the routing decision, and the state of the regions."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Request
+
+from app.access import Principal
+from app.api.access import exchange_of, require
+from app.dry_run import ExplainRequest
+from app.views import Views
+
+
+def routes(views: Views) -> APIRouter:
+    router = APIRouter(prefix="/v1", tags=["routing"])
+
+    @router.post("/route/explain", summary="What would happen to such a request, and why; sends nothing")
+    async def explain(
+        request: Request, options: ExplainRequest, principal: Annotated[Principal, Depends(require("infer"))]
+    ) -> dict[str, Any]:
+        explained: dict[str, Any] = views.explain(exchange_of(request), principal, options).as_json()
+        return explained
+
+    @router.get(
+        "/regions",
+        dependencies=[Depends(require("infer"))],
+        summary="The regions with health, breaker state, latency and models",
+    )
+    async def regions() -> dict[str, Any]:
+        return {"object": "list", "data": views.regions()}
+
+    return router

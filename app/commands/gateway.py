@@ -1,0 +1,96 @@
+"""`tidegate gateway`: one gateway alone, in the foreground."""
+
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import click
+import uvicorn
+from starlette.types import ASGIApp
+
+from app.config import Settings, environment
+from app.http import BoundedHttp
+from app.law import load_all
+from app.main import create_app
+from app.policy.rules import LawBook
+from app.ports import listen
+from app.telemetry import logging
+from app.yaml_source import ConfigInvalid, Problem
+
+_BACKLOG = 2048
+_DRAIN_S = 10
+_KEEP_ALIVE_S = 75
+_REGION_VARIABLE = "TIDEGATE_GATEWAY__REGION"
+
+
+@click.command("gateway")
+@click.option("--config", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The configuration.")
+@click.option("--region", metavar="ID", help="The region in which it stands; else gateway.region of the file.")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="N", help="Port; else that of gateway.listen.")
+@click.option("--backend", "backends", multiple=True, metavar="REGION=URL", help="Address of a managed worker.")
+def command(config: Path, region: str | None, port: int | None, backends: Sequence[str]) -> None:
+    """Run one gateway alone."""
+    # The supervisor's "probe now" may come before the gateway listens for it, and must not end the process then.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    settings, law = _load(config, region)
+    managed = _managed(settings, backends)
+    logging.configure()
+    _serve(create_app(settings, law, managed), settings.gateway.host, settings.gateway.port if port is None else port)
+
+
+def _load(config: Path, region: str | None) -> tuple[Settings, LawBook]:
+    if region is None:
+        return load_all(config, environment())
+    try:
+        return load_all(config, {**environment(), _REGION_VARIABLE: region})
+    except ConfigInvalid as error:
+        raise ConfigInvalid(
+            Problem("--region", None, "", p.message) if p.key == _REGION_VARIABLE else p for p in error.problems
+        ) from error
+
+
+def _managed(settings: Settings, backends: Sequence[str]) -> Mapping[str, str]:
+    """The address of the worker of each region that has a managed backend; raises `click.UsageError` otherwise."""
+    wanted = {region.id for region in settings.regions if any(backend.managed for backend in region.backends)}
+    managed: dict[str, str] = {}
+    for text in backends:
+        region, _, url = text.partition("=")
+        if region not in wanted:
+            raise click.UsageError(f"--backend {text}: region {region!r} has no managed backend")
+        if not url.startswith(("http://", "https://")):
+            raise click.UsageError(f"--backend {text}: write REGION=URL, such as eu-west=http://127.0.0.1:9001")
+        managed[region] = url.rstrip("/")
+    if missing := sorted(wanted - managed.keys()):
+        raise click.UsageError(
+            f"the backends of {', '.join(missing)} are managed: `tidegate up` starts them; here, give the "
+            f"address of each with --backend {missing[0]}=URL, or write a `url` in the file"
+        )
+    return managed
+
+
+def _serve(app: ASGIApp, host: str, port: int) -> None:
+    """Serves until SIGINT or SIGTERM, then drains; exits 0 after a drain, 1 where the start failed."""
+    with listen(host, port, _BACKLOG) as sock:
+        server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                loop="uvloop",
+                http=BoundedHttp,
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,  # the gate itself decides which proxies to trust
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                timeout_graceful_shutdown=_DRAIN_S,
+                backlog=_BACKLOG,
+            )
+        )
+        # uvicorn raises the signal that stopped it once more when it has drained; that is a clean end.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+        server.run(sockets=[sock])
+    if not server.started:
+        raise click.ClickException("the gateway did not start; its log says why")

@@ -1,0 +1,91 @@
+"""What would happen to a request: the options of explain, as the command and the endpoint share them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import date
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.config import Settings, Tenant
+from app.errors import InvalidRequest
+from app.facts import known_basis, known_region, subject_code
+from app.policy.explain import Explanation, resolve
+from app.policy.residency import decide, evidence
+from app.policy.routing import RegionState
+from app.policy.rules import LawBook
+from app.types import Caller, Evidence, Place, Question
+
+Name = Annotated[str, Field(min_length=1, max_length=64)]
+Names = Annotated[tuple[Name, ...], Field(max_length=64)]
+
+_NOBODY = Caller(address=None, country=None, place=None)
+
+
+class NamedEvidence(BaseModel):
+    """One more sign of whose law applies."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    source: Name
+    code: Name
+
+
+class ExplainRequest(BaseModel):
+    """The options of `tidegate explain` and the body of `POST /v1/route/explain`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    subject: Name | None = None
+    tenant: Name | None = None
+    region: Name | None = None
+    prefer: Names = ()
+    transfer_basis: Name | None = None
+    gpc: Names = ()
+    evidence: Annotated[tuple[NamedEvidence, ...], Field(max_length=64)] = ()
+    purpose: Name | None = None
+    down: Names = ()
+    disabled: Names = ()
+    at: date | None = None
+
+
+def to_question(options: ExplainRequest, settings: Settings, tenant: Tenant, today: date) -> Question:
+    """The residency question of a dry run; raises `InvalidRequest` or `UnknownRegion` naming the option at fault.
+
+    Nobody calls: the place of whoever asks for the explanation is no evidence of a subject's.
+    """
+    extra = tuple(Evidence(one.source, subject_code(one.code, "evidence")) for one in options.evidence)
+    subject = None if options.subject is None else subject_code(options.subject, "subject")
+    return Question(
+        tenant=tenant.id,
+        evidence=evidence(tenant, subject, _NOBODY, extra),
+        day=options.at or today,
+        requested=None if options.region is None else known_region(settings, options.region),
+        basis=known_basis(tenant, options.transfer_basis, "transfer_basis"),
+        gpc="1" in (value.strip() for value in options.gpc),
+        purpose=options.purpose,
+        disabled=frozenset(options.disabled),
+    )
+
+
+def explain(
+    options: ExplainRequest,
+    *,
+    settings: Settings,
+    book: LawBook,
+    tenant: Tenant,
+    states: Sequence[RegionState],
+    origin: Place | None,
+    today: date,
+) -> Explanation:
+    """The decision and ranking that such a request would get now, with the regions in `down` counted as down."""
+    question = to_question(options, settings, tenant, today)
+    if not book.switches.issuperset(options.disabled):
+        raise InvalidRequest("field_value", param="disabled", expected=sorted(book.switches))
+    down = {known_region(settings, region) for region in options.down}
+    prefer = tuple(known_region(settings, region) for region in options.prefer)
+    return resolve(
+        decide(question, tenant, settings.regions, settings.residency, book),
+        states=[replace(state, up=state.up and state.id not in down) for state in states],
+        origin=origin,
+        prefer=prefer,
+        gateway_region=settings.gateway.region,
+    )

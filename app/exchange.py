@@ -1,0 +1,76 @@
+"""One request being answered: what is known of it so far, from its first header to its last byte."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from app.access import Principal
+from app.audit.record import Attempt, Record
+from app.policy.explain import Explanation
+from app.types import Caller, Decision, Head, Question, Wire
+
+DEFAULT_DEADLINE = 120.0
+"""Seconds that a request may take where its caller names no deadline."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """State of one request. Only the gate and the pipeline write to it; what it says goes to audit and headers."""
+
+    head: Head
+    request_id: str
+    traceparent: str | None
+    wire: Wire
+    language: str
+    received: datetime
+    started: float = field(default_factory=time.monotonic)
+    timeout: float = DEFAULT_DEADLINE
+    """Seconds after `started` by which the caller wants its answer."""
+    inference: bool = False
+    """Whether this is a request for inference: one that is decided about, and recorded."""
+    principal: Principal | None = None
+    caller: Caller | None = None
+    question: Question | None = None
+    prefer: tuple[str, ...] = ()
+    subject_id: str | None = None
+    decision: Decision | None = None
+    explanation: Explanation | None = None
+    model: str | None = None
+    bytes_in: int = 0
+    body_read: bool = False
+    """Whether the last byte of the request's body has arrived."""
+    record: Record | None = None
+    """The audit decision once it is durable; its completion is owed from then on."""
+    audit_log: str | None = None
+    completed: bool = False
+    attempts: list[Attempt] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+    """Sent with whatever answer leaves, refusals included."""
+    timings: dict[str, float] = field(default_factory=dict)
+    """Seconds by stage, for Server-Timing."""
+
+    @property
+    def audit_id(self) -> str | None:
+        return self.record["id"] if self.record else None
+
+    def left(self) -> float:
+        """Seconds until the deadline; negative once it has passed."""
+        return self.started + self.timeout - time.monotonic()
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.started
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.timings[stage] = self.timings.get(stage, 0.0) + time.monotonic() - start
+
+    def server_timing(self) -> str:
+        """Server-Timing header: https://www.w3.org/TR/server-timing/, durations in milliseconds."""
+        stages = {**self.timings, "total": self.elapsed()}
+        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())

@@ -1,0 +1,180 @@
+"""The outermost layer, pure ASGI: request id, language, deadline of the body, and everything that headers decide."""
+
+import asyncio
+import re
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import structlog
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import GatewayError, InternalError, PayloadTooLarge, RequestTimeout
+from app.exchange import Exchange
+from app.facts import request_id, traceparent
+from app.failures import Failures
+from app.i18n import Translator
+from app.pipeline import Gateway
+from app.telemetry.logging import bind_request
+from app.telemetry.metrics import Metrics
+from app.types import Head, Wire
+
+INFERENCE = re.compile(r"^/v1/(embeddings|chat/completions|completions)$|^/v2/models/[^/]+(/versions/[^/]+)?/infer$")
+_OPENAI = re.compile(r"^/v1/(embeddings|chat/|completions|models)")
+_ENDPOINT = re.compile(r"^/v1/(embeddings|chat/completions|completions|models|regions|route/explain|audit/logs)")
+_GUARDED = re.compile(r"^/v1/|^/v2/models/")
+
+BODY_IDLE = 10.0
+"""Seconds without a byte of an announced body after which the client is told 408."""
+CLIENT_CLOSED = 499
+"""The status counted where the client left before any answer began (nginx's convention)."""
+
+log = structlog.get_logger("tidegate.gate")
+
+
+def endpoint_of(path: str) -> str:
+    """A path's name in the metrics, of bounded number."""
+    found = _ENDPOINT.match(path)
+    if found:
+        return found[1]
+    return "infer" if path.startswith("/v2/models/") and path.endswith("/infer") else "other"
+
+
+def wire_of(path: str) -> Wire:
+    """Which error shape a path answers in (contract, section 5)."""
+    if _OPENAI.match(path):
+        return "openai"
+    return "kserve" if path == "/v2" or path.startswith("/v2/") else "problem"
+
+
+class Gate:
+    """Wraps the application. What it refuses, it refuses before `receive` is called once."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        gateway: Gateway,
+        failures: Failures,
+        translator: Translator,
+        metrics: Metrics,
+        body_limit: int,
+    ) -> None:
+        self._app = app
+        self._gateway = gateway
+        self._failures = failures
+        self._translator = translator
+        self._metrics = metrics
+        self._body_limit = body_limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = self._open(scope)
+        bind_request(exchange.request_id)
+        scope.setdefault("state", {})["exchange"] = exchange
+        outgoing = _Outgoing(exchange, send)
+        try:
+            await self._serve(exchange, scope, receive, outgoing)
+        except Exception as error:
+            # The edge of the process: whatever was not foreseen is a bug, and the caller still gets a whole answer.
+            log.exception("unforeseen failure", error=type(error).__name__)
+            if outgoing.status is None:
+                failure = await self._failures.answer(exchange, InternalError(request_id=exchange.request_id))
+                await failure(scope, receive, outgoing)
+            elif not outgoing.finished:
+                raise  # too late for an answer: the server cuts the connection, which is what the client must see
+        finally:
+            self._account(exchange, outgoing)
+
+    def _open(self, scope: Scope) -> Exchange:
+        headers = Headers(scope=scope)
+        client = scope.get("client")
+        return Exchange(
+            head=Head(scope["method"], scope["path"], headers, client[0] if client else None),
+            request_id=request_id(headers) or uuid.uuid4().hex,
+            traceparent=traceparent(headers),
+            wire=wire_of(scope["path"]),
+            language=self._translator.negotiate(", ".join(headers.getlist("accept-language")) or None),
+            received=datetime.now(UTC),
+        )
+
+    async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            with exchange.timed("gate"):
+                if exchange.head.method == "POST" and INFERENCE.match(exchange.head.path):
+                    await self._gateway.admit(exchange)
+                elif _GUARDED.match(exchange.head.path):
+                    self._gateway.authenticate(exchange)
+        except GatewayError as error:
+            refusal = await self._failures.answer(exchange, error)
+            await refusal(scope, receive, send)
+        else:
+            await self._app(scope, _Incoming(receive, exchange, self._body_limit), send)
+
+    def _account(self, exchange: Exchange, outgoing: "_Outgoing") -> None:
+        status = outgoing.status or CLIENT_CLOSED
+        region = exchange.headers.get("X-Served-Region")
+        self._metrics.request(endpoint_of(exchange.head.path), status, region, exchange.elapsed())
+        log.info(
+            "request",
+            method=exchange.head.method,
+            path=exchange.head.path[:256],
+            status=status,
+            tenant=exchange.principal.tenant.id if exchange.principal else None,
+            region=region,
+            reason=exchange.headers.get("X-Route-Reason"),
+            cache=exchange.headers.get("X-Cache-Status"),
+            audit_id=exchange.audit_id,
+            ms=round(exchange.elapsed() * 1000, 2),
+        )
+
+
+class _Outgoing:
+    """Adds to the answer's head what every answer carries, and remembers the status that left."""
+
+    def __init__(self, exchange: Exchange, send: Send) -> None:
+        self._exchange = exchange
+        self._send = send
+        self.status: int | None = None
+        self.finished = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(raw=list(message["headers"]))
+            headers["X-Request-Id"] = self._exchange.request_id
+            if self._exchange.traceparent:
+                headers["traceparent"] = self._exchange.traceparent
+            for name, value in self._exchange.headers.items():
+                headers.setdefault(name, value)
+            headers["Server-Timing"] = self._exchange.server_timing()
+            message = {**message, "headers": headers.raw}
+        elif message["type"] == "http.response.body":
+            self.finished = not message.get("more_body", False)
+        await self._send(message)
+
+
+class _Incoming:
+    """Reads the body within its bounds of size and time; raises the error that the client is then told."""
+
+    def __init__(self, receive: Receive, exchange: Exchange, limit: int) -> None:
+        self._receive = receive
+        self._exchange = exchange
+        self._limit = limit
+
+    async def __call__(self) -> Message:
+        if self._exchange.body_read:
+            return await self._receive()
+        try:
+            async with asyncio.timeout(BODY_IDLE):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimeout(limit=timedelta(seconds=BODY_IDLE)) from None
+        if message["type"] == "http.request":
+            self._exchange.bytes_in += len(message.get("body", b""))
+            self._exchange.body_read = not message.get("more_body", False)
+            if self._exchange.bytes_in > self._limit:
+                raise PayloadTooLarge(limit=self._limit)
+        return message

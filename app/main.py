@@ -1,0 +1,172 @@
+"""The composition root: which stores, which clients, in which order they start and stop. Nothing else picks them."""
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import AsyncIterator, Mapping
+from http import HTTPStatus
+from importlib.metadata import version
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from app.access import KeyRing
+from app.api import audit, health, kserve, openai, routes
+from app.api.access import exchange_of
+from app.audit.pseudonym import Pseudonyms
+from app.audit.reader import Reader
+from app.audit.writer import Trail, TrailError
+from app.caller import Geo
+from app.config import RESERVED_LOG, Settings
+from app.errors import GatewayError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
+from app.failures import Failures
+from app.fleet.prober import Prober
+from app.fleet.registry import Registry
+from app.fleet.worker_client import WorkerClient
+from app.forwarding import Forwarder
+from app.gate import Gate
+from app.i18n import LOCALES, Translator
+from app.limiting import Limiter
+from app.pipeline import Gateway
+from app.policy.rules import LawBook
+from app.recorder import Recorder
+from app.stores.memory import MemoryCache, MemoryLimits
+from app.telemetry.metrics import Metrics
+from app.views import Views
+
+VERSION = version("tidegate")
+_DEPTH = {"minimal": 256, "standard": 64, "strict": 32}
+"""Levels that a JSON body may nest, by gateway.security."""
+
+log = structlog.get_logger("tidegate.main")
+
+
+def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str]) -> ASGIApp:
+    """The gateway as an ASGI application; `managed` maps a region to the URL of the worker that was started for it."""
+    registry = Registry(settings, managed, time.monotonic)
+    cache = MemoryCache(settings.cache)
+    metrics = Metrics(registry.describe, lambda: cache.stats(time.monotonic()))
+    prober = Prober(registry, settings, time.monotonic)
+    client = WorkerClient(registry, settings)
+    logs = [*(region.id for region in settings.regions), RESERVED_LOG]
+    trail = Trail(settings.audit, logs, metrics.committed)
+    gateway = Gateway(
+        settings=settings,
+        book=book,
+        keys=KeyRing(settings.tenants),
+        geo=Geo(),
+        registry=registry,
+        forwarder=Forwarder(registry, client, settings.resilience.retry, metrics),
+        limiter=Limiter(MemoryLimits(), metrics),
+        recorder=Recorder(trail, Pseudonyms(settings.audit), book.digest, settings.gateway.region),
+        cache=cache,
+        metrics=metrics,
+    )
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        try:
+            await trail.start()
+        except TrailError as error:
+            log.error("cannot start", error=str(error))  # noqa: TRY400 - one line says it; the server adds the rest
+            raise
+        probing = asyncio.create_task(prober.run(), name="prober")
+        loop = asyncio.get_running_loop()
+        prompts: set[asyncio.Task[None]] = set()
+        with contextlib.suppress(ValueError, RuntimeError):  # only the main thread of a process gets signals
+            loop.add_signal_handler(signal.SIGUSR1, lambda: _start(prober, prompts))
+        log.info("gateway ready", version=VERSION, region=settings.gateway.region, regions=logs[:-1])
+        try:
+            yield
+        finally:
+            probing.cancel()
+            await asyncio.gather(probing, *prompts, return_exceptions=True)
+            await client.aclose()
+            await prober.aclose()
+            await trail.close()
+            log.info("gateway stopped")
+
+    views = Views(settings, book, registry, prober)
+    translator = Translator(LOCALES)
+    failures = Failures(gateway, translator)
+    app = FastAPI(
+        title="Tidegate",
+        version=VERSION,
+        summary="Multi-region inference gateway that fails closed on data residency",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    depth = _DEPTH[settings.gateway.security]
+    app.state.gateway_reader = Reader(settings.audit, logs)
+    app.include_router(openai.routes(gateway, views, depth, sampled=settings.cache.sampled))
+    app.include_router(kserve.routes(gateway, views, VERSION, depth))
+    app.include_router(routes.routes(views))
+    app.include_router(audit.router)
+    app.include_router(health.routes(views, metrics))
+    _handle_errors(app, failures)
+    return Gate(
+        app,
+        gateway=gateway,
+        failures=failures,
+        translator=translator,
+        metrics=metrics,
+        body_limit=settings.gateway.body_limit,
+    )
+
+
+def _start(prober: Prober, prompts: set[asyncio.Task[None]]) -> None:
+    task = asyncio.get_running_loop().create_task(prober.probe_now())
+    prompts.add(task)
+    task.add_done_callback(prompts.discard)
+
+
+def _handle_errors(app: FastAPI, failures: Failures) -> None:
+    """Every failure of every route ends in `failures`, in whatever form it was raised."""
+
+    async def ours(request: Request, error: GatewayError) -> Response:
+        return await failures.answer(exchange_of(request), error)
+
+    async def http(request: Request, error: HTTPException) -> Response:
+        return await failures.answer(exchange_of(request), _of_router(request, error))
+
+    async def validation(request: Request, error: RequestValidationError) -> Response:
+        return await failures.answer(exchange_of(request), _invalid(error))
+
+    async def unforeseen(request: Request, _: Exception) -> Response:
+        exchange = exchange_of(request)
+        return await failures.answer(exchange, InternalError(request_id=exchange.request_id))
+
+    app.add_exception_handler(GatewayError, ours)  # type: ignore[arg-type] # starlette types handlers by Exception
+    app.add_exception_handler(HTTPException, http)  # type: ignore[arg-type] # as above
+    app.add_exception_handler(RequestValidationError, validation)  # type: ignore[arg-type] # as above
+    app.add_exception_handler(Exception, unforeseen)
+
+
+def _of_router(request: Request, error: HTTPException) -> GatewayError:
+    """FastAPI itself raises three: no such path, no such method on it, and a body that is not text."""
+    path = request.url.path
+    match error.status_code:
+        case HTTPStatus.NOT_FOUND:
+            return NotFound(path=path)
+        case HTTPStatus.METHOD_NOT_ALLOWED:
+            allowed = (error.headers or {}).get("Allow", "")
+            return MethodNotAllowed(path=path, method=request.method, allowed=allowed, headers={"Allow": allowed})
+    return InvalidRequest("json", position=0)
+
+
+def _invalid(error: RequestValidationError) -> InvalidRequest:
+    """The first complaint of pydantic, in the words of our catalogue."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
+    if first["type"] == "json_invalid":
+        return InvalidRequest("json", position=first["loc"][-1])
+    if first["type"] == "missing":
+        return InvalidRequest("field_missing", param=place)
+    if first["type"] == "extra_forbidden":
+        return InvalidRequest("field_unknown", param=place)
+    return InvalidRequest("field_type", param=place, expected=first["type"].removesuffix("_type"))

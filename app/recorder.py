@@ -1,0 +1,151 @@
+"""From an exchange to its two audit records: which log they belong in, and that there are exactly two."""
+
+import uuid
+from datetime import UTC, datetime
+
+from app.audit.pseudonym import Pseudonyms
+from app.audit.record import CompletionOutcome, Record, completion, decision
+from app.audit.writer import Trail
+from app.config import RESERVED_LOG
+from app.errors import GatewayError, InvalidRequest
+from app.exchange import Exchange
+from app.types import Decision, Verdict
+
+_GRACE = 1.0
+"""Seconds that a completion may still wait for its commit once the request's own deadline has passed."""
+
+
+class Recorder:
+    """Writes the decision before any byte leaves for a region, and the completion before the answer's last byte."""
+
+    def __init__(self, trail: Trail, pseudonyms: Pseudonyms, policy_digest: str, gateway_region: str | None) -> None:
+        self._trail = trail
+        self._pseudonyms = pseudonyms
+        self._policy_digest = policy_digest
+        self._gateway_region = gateway_region
+
+    async def permitted(self, exchange: Exchange, region: str) -> None:
+        """Make the decision to serve in `region` durable; raises `AuditUnavailable`."""
+        record = await self._decision(exchange, region, region=region)
+        await self._append(exchange, region, [record], exchange.left())
+        exchange.record = record
+
+    async def refused(self, exchange: Exchange, error: GatewayError) -> None:
+        """Make a refusal durable, its decision and completion in one commit; raises `AuditUnavailable`."""
+        log = self._log_of_refusal(exchange, error)
+        record = await self._decision(exchange, log, error=error)
+        end = self._completion(exchange, record, "refused", error.status)
+        await self._append(exchange, log, [record, end], _GRACE)
+        exchange.record, exchange.completed = record, True
+
+    async def hit(self, exchange: Exchange, region: str, status: int, size: int) -> None:
+        """Make decision and completion of an answer from the cache durable in one commit."""
+        record = await self._decision(exchange, region, region=region)
+        end = self._completion(exchange, record, "served", status, cache="HIT", bytes_out=size)
+        await self._append(exchange, region, [record, end], exchange.left())
+        exchange.record, exchange.completed = record, True
+
+    async def completed(
+        self, exchange: Exchange, outcome: CompletionOutcome, status: int | None, *, region: str | None, size: int = 0
+    ) -> None:
+        """Make the completion that is owed durable; does nothing where none is. Raises `AuditUnavailable`."""
+        if exchange.record is None or exchange.completed or exchange.audit_log is None:
+            return
+        exchange.completed = True
+        end = self._completion(
+            exchange,
+            exchange.record,
+            outcome,
+            status,
+            region=region,
+            cache=exchange.headers.get("X-Cache-Status"),
+            bytes_out=size,
+        )
+        await self._append(exchange, exchange.audit_log, [end], max(exchange.left(), _GRACE))
+
+    async def _append(self, exchange: Exchange, log: str, records: list[Record], patience: float) -> None:
+        with exchange.timed("audit"):
+            await self._trail.append(log, records, patience)
+        exchange.audit_log = log
+        exchange.headers.setdefault("X-Audit-Id", records[0]["id"])
+
+    def _log_of_refusal(self, exchange: Exchange, error: GatewayError) -> str:
+        """The log of a region that this subject's data may enter; the gateway's own where there is none.
+
+        A gateway standing where the data may not enter keeps nothing of the person, whichever region's log it could
+        write; nor is a request that could not be read attributed to anyone.
+        """
+        decided = exchange.decision
+        if decided is None or isinstance(error, InvalidRequest):
+            return RESERVED_LOG
+        lawful = [verdict.region for verdict in decided.verdicts if verdict.permitted]
+        if not lawful or self._gateway_region not in (None, *lawful):
+            return RESERVED_LOG
+        return lawful[0]
+
+    async def _decision(
+        self, exchange: Exchange, log: str, *, region: str | None = None, error: GatewayError | None = None
+    ) -> Record:
+        decided = exchange.decision
+        principal = exchange.principal
+        return decision(
+            id=uuid.uuid4().hex,
+            time=exchange.received,
+            request_id=exchange.request_id,
+            outcome="refused" if error else "permitted",
+            tenant=principal.tenant.id if principal else None,
+            key_id=principal.key_id if principal else None,
+            question=exchange.question,
+            decided=decided,
+            verdict=_verdict(decided, region),
+            reason=_reason(exchange, error),
+            region=region,
+            subject=await self._subject(exchange, log),
+            model=exchange.model,
+            status=error.status if error else None,
+            policy_digest=self._policy_digest,
+            trace_id=exchange.traceparent.split("-")[1] if exchange.traceparent else None,
+            bytes_in=exchange.bytes_in,
+            ignored_hints=exchange.caller.ignored_hints if exchange.caller else (),
+        )
+
+    async def _subject(self, exchange: Exchange, log: str) -> str | None:
+        return None if log == RESERVED_LOG else await self._pseudonyms.of(log, exchange.subject_id)
+
+    def _completion(
+        self,
+        exchange: Exchange,
+        record: Record,
+        outcome: CompletionOutcome,
+        status: int | None,
+        *,
+        region: str | None = None,
+        cache: str | None = None,
+        bytes_out: int = 0,
+    ) -> Record:
+        return completion(
+            id=uuid.uuid4().hex,
+            time=datetime.now(UTC),
+            decision=record,
+            outcome=outcome,
+            status=status,
+            region=region,
+            cache=cache,
+            attempts=exchange.attempts,
+            bytes_in=exchange.bytes_in,
+            bytes_out=bytes_out,
+            duration_us=int(exchange.elapsed() * 1_000_000),
+            body_may_have_arrived=any(attempt.outcome != "refused" for attempt in exchange.attempts),
+        )
+
+
+def _verdict(decided: Decision | None, region: str | None) -> Verdict | None:
+    if decided is None or region is None:
+        return None
+    return next(verdict for verdict in decided.verdicts if verdict.region == region)
+
+
+def _reason(exchange: Exchange, error: GatewayError | None) -> str | None:
+    if error is not None:
+        return error.reason or (exchange.decision.reason if exchange.decision else error.code)
+    return exchange.decision.reason if exchange.decision else None

@@ -1,0 +1,81 @@
+"""What may be looked at without sending anything: models, regions, readiness, and explanations of decisions."""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from app.access import Principal
+from app.config import Settings
+from app.dry_run import ExplainRequest, explain
+from app.errors import InvalidRequest, ModelNotFound, NoHealthyRegion
+from app.exchange import Exchange
+from app.fleet.prober import Prober
+from app.fleet.registry import Registry
+from app.policy.explain import Explanation
+from app.policy.rules import LawBook
+from app.refusals import RETRY_AFTER
+from app.types import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """Read-only answers about the gateway's own state."""
+
+    settings: Settings
+    book: LawBook
+    registry: Registry
+    prober: Prober
+
+    def models(self) -> dict[str, tuple[str, ...]]:
+        return self.registry.models()
+
+    def regions(self) -> list[dict[str, Any]]:
+        return self.registry.describe()
+
+    def readiness(self) -> dict[str, Any]:
+        """Ready once every managed backend has been heard of, while any region that has backends is up."""
+        down = {region.id for region in self.settings.regions if not region.backends}
+        up = [state.id for state in self.registry.states().values() if state.up and state.id not in down]
+        ready = self.registry.ready() and (bool(up) or len(down) == len(self.settings.regions))
+        return {"status": "ready" if ready else "not ready", "regions_up": up}
+
+    def serving_now(self, model: str) -> bool:
+        """Whether any region that serves a model is up; raises `ModelNotFound` where none is configured to."""
+        regions = self.models().get(model)
+        if regions is None:
+            raise ModelNotFound(param="model", model=model)
+        states = self.registry.states()
+        return any(states[region].up for region in regions)
+
+    async def describe_model(self, model: str, version: str | None) -> bytes:
+        """KServe metadata (JSON) as a worker tells it; raises `ModelNotFound` or `NoHealthyRegion`."""
+        up = self.serving_now(model)
+        found = await self.prober.describe_model(model, version)
+        if found is not None:
+            return found
+        if up:
+            raise ModelNotFound(param="model", model=model)
+        raise NoHealthyRegion(
+            reason=Reason.NO_COMPLIANT_HEALTHY, regions=list(self.models()[model]), retry_after=RETRY_AFTER
+        )
+
+    def explain(self, exchange: Exchange, principal: Principal, options: ExplainRequest) -> Explanation:
+        """A dry run at the caller's place; another tenant's needs the scope `admin`."""
+        tenant = principal.tenant
+        if options.tenant not in (None, tenant.id):
+            principal.require("admin")
+            found = self.settings.tenant(options.tenant or "")
+            if found is None:
+                raise InvalidRequest(
+                    "field_value", param="tenant", expected=[each.id for each in self.settings.tenants]
+                )
+            tenant = found
+        return explain(
+            options,
+            settings=self.settings,
+            book=self.book,
+            tenant=tenant,
+            states=list(self.registry.states().values()),
+            origin=exchange.caller.place if exchange.caller else None,
+            today=datetime.now(UTC).date(),
+        )

@@ -1,0 +1,131 @@
+"""Turns a dense feed-forward layer into a mixture of experts without training, by what calibration text shows of it.
+
+Its neurons are grouped into experts by what they look for and when they fire, a linear probe learns how much each
+expert will contribute to a token, and a skipped expert is stood in for by its mean over the tokens that skip it.
+After Zhang et al. 2022 (MoEfication) and Pei et al. 2025 (CMoE).
+
+Shapes: T calibration tokens, D width, H hidden features of the dense layer, E experts, F = H / E features of one,
+G budgets, R features of a neuron.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from regions.moe.config import MoEConfig
+from regions.moe.layer import MoELayer
+
+GRID = tuple(step / 20 for step in range(2, 20))
+"""The budgets, 0.10 to 0.95, at which the means of skipped experts are taken; between them straight lines hold."""
+
+ROUNDS = 8
+ACTIVITY_FEATURES = 128
+RIDGE = 1e-2
+
+
+@dataclass(frozen=True, slots=True)
+class DenseLayer:
+    """`down @ gelu(up @ x + up_bias) + down_bias`."""
+
+    up_HD: Tensor
+    up_bias_H: Tensor
+    down_DH: Tensor
+    down_bias_D: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class SplitLayer:
+    """A dense layer as experts: `layer` without the dense layer's last bias, and what skipped experts stand for."""
+
+    layer: MoELayer
+    bias_D: Tensor
+    skipped_GED: Tensor
+
+    def skipped(self, budget: float) -> Tensor:
+        """skipped_ED at a budget."""
+        place = min(max((budget - GRID[0]) / (GRID[1] - GRID[0]), 0.0), len(GRID) - 1.0)
+        below = min(int(place), len(GRID) - 2)
+        return torch.lerp(self.skipped_GED[below], self.skipped_GED[below + 1], place - below)
+
+
+def split(dense: DenseLayer, x_TD: Tensor, experts: int) -> SplitLayer:
+    """Splits a layer into equal experts by its inputs on calibration text; the same inputs give the same split."""
+    hidden, width = dense.up_HD.shape
+    config = MoEConfig(
+        width=width,
+        hidden=hidden // experts,
+        experts=experts,
+        min_experts=0,
+        max_experts=experts,
+        spread=2.0,
+        gate="unit",
+    )
+    active_TH = functional.gelu(functional.linear(x_TD, dense.up_HD, dense.up_bias_H))
+    owner_H = balanced_clusters(_neuron_features(dense, active_TH), experts)
+    layer = _gather(config, dense, owner_H.argsort(stable=True).view(experts, -1))
+    y_TED = torch.stack([active_TH[:, owner_H == e] @ dense.down_DH[:, owner_H == e].T for e in range(experts)], dim=1)
+    _fit_router(layer, x_TD, (y_TED - y_TED.mean(dim=0)).norm(dim=2))
+    skipped_GED = torch.stack([_skipped_means(layer, x_TD, y_TED, budget) for budget in GRID])
+    return SplitLayer(layer=layer.eval(), bias_D=dense.down_bias_D, skipped_GED=skipped_GED)
+
+
+def balanced_clusters(features_HR: Tensor, clusters: int) -> Tensor:
+    """owner_H: k-means with clusters of one size. Those who would lose most by a second choice choose first."""
+    rows = len(features_HR)
+    centres_ER = features_HR[torch.arange(clusters) * (rows // clusters)]
+    owner_H = torch.zeros(rows, dtype=torch.long)
+    for _ in range(ROUNDS):
+        distance_HE = torch.cdist(features_HR, centres_ER)
+        nearest_HE, choices_HE = distance_HE.sort(dim=1, stable=True)
+        urgency_H = (nearest_HE[:, 1] - nearest_HE[:, 0]).argsort(descending=True, stable=True)
+        owner_H = torch.tensor(_assign(urgency_H.tolist(), choices_HE.tolist(), rows // clusters))
+        centres_ER = torch.stack([features_HR[owner_H == cluster].mean(dim=0) for cluster in range(clusters)])
+    return owner_H
+
+
+def _assign(order: list[int], choices: list[list[int]], room_each: int) -> list[int]:
+    room = [room_each] * len(choices[0])
+    owner = [0] * len(order)
+    for row in order:
+        owner[row] = next(cluster for cluster in choices[row] if room[cluster])
+        room[owner[row]] -= 1
+    return owner
+
+
+def _neuron_features(dense: DenseLayer, active_TH: Tensor) -> Tensor:
+    """features_HR: the direction that a neuron looks for, beside a sketch of when it fires (random projection)."""
+    centred_TH = functional.normalize(active_TH - active_TH.mean(dim=0), dim=0)
+    generator = torch.Generator().manual_seed(0)
+    sketch_TR = torch.randn(len(active_TH), ACTIVITY_FEATURES, generator=generator) / ACTIVITY_FEATURES**0.5
+    return torch.cat([functional.normalize(dense.up_HD, dim=1), centred_TH.T @ sketch_TR], dim=1)
+
+
+def _gather(config: MoEConfig, dense: DenseLayer, neurons_EF: Tensor) -> MoELayer:
+    layer = MoELayer(config).requires_grad_(requires_grad=False)
+    layer.experts.up_EFD.copy_(dense.up_HD[neurons_EF])
+    layer.experts.up_bias_EF.copy_(dense.up_bias_H[neurons_EF])
+    layer.experts.down_EDF.copy_(dense.down_DH[:, neurons_EF].transpose(0, 1))
+    return layer
+
+
+def _fit_router(layer: MoELayer, x_TD: Tensor, size_TE: Tensor) -> None:
+    """Least squares, with a ridge, of the log of each expert's squared contribution: a softmax then gives its share."""
+    input_TD = functional.rms_norm(x_TD, (x_TD.shape[1],)).double()
+    target_TE = 2 * size_TE.clamp_min(1e-6).log().double()
+    mean_D, mean_E = input_TD.mean(dim=0), target_TE.mean(dim=0)
+    centred_TD = input_TD - mean_D
+    gram_DD = centred_TD.T @ centred_TD
+    gram_DD += RIDGE * gram_DD.diagonal().mean() * torch.eye(len(gram_DD), dtype=torch.double)
+    weight_DE = torch.linalg.solve(gram_DD, centred_TD.T @ (target_TE - mean_E))
+    layer.router.weight_ED.copy_(weight_DE.T)
+    layer.router.bias_E.copy_(mean_E - mean_D @ weight_DE)
+    layer.router.calibrate(x_TD)
+
+
+def _skipped_means(layer: MoELayer, x_TD: Tensor, y_TED: Tensor, budget: float) -> Tensor:
+    """mean_ED of each expert over the tokens that skip it at this budget; over all where none does."""
+    skips_TE = 1.0 - layer.router(x_TD, budget).chosen_TE.float()
+    skips_TE = torch.where(skips_TE.sum(dim=0) > 0, skips_TE, 1.0)
+    return torch.einsum("te,ted->ed", skips_TE / skips_TE.sum(dim=0), y_TED)

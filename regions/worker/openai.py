@@ -1,0 +1,100 @@
+"""OpenAI's embeddings API: its request into a job for the engine, and outcomes into its answer."""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+
+from regions.models.base import Item, Outcome, ServedModel
+from regions.wire import missing, read_object, wrong_type, wrong_value
+from regions.worker.jobs import Answer, check_count, details, read_budget, read_flag
+from regions.worker.serving import Serving
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """A request for embeddings, tokenised."""
+
+    model: ServedModel
+    items: Sequence[Item]
+    base64: bool
+    truncate: bool
+
+    def answer(self, outcomes: Sequence[Outcome]) -> Answer:
+        data = [
+            {"object": "embedding", "index": index, "embedding": self._written(outcome)}
+            for index, outcome in enumerate(outcomes)
+        ]
+        tokens = sum(item.cost for item in self.items)
+        usage: dict[str, Any] = {"prompt_tokens": tokens, "total_tokens": tokens}
+        figures = details(self.items, outcomes, truncate=self.truncate)
+        usage |= {"details": figures} if figures else {}
+        body = {"object": "list", "data": data, "model": self.model.name, "usage": usage}
+        return Answer(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), {"content-type": "application/json"})
+
+    def _written(self, outcome: Outcome) -> Any:
+        vector = np.ascontiguousarray(outcome.arrays["embedding"], dtype="<f4")
+        return base64.b64encode(vector.tobytes()).decode() if self.base64 else vector
+
+
+def read_embeddings(body: bytes, serving: Serving) -> Embeddings:
+    """The request in `body`. Raises InvalidInput, and ModelNotFound or Loading."""
+    raw = read_object(body)
+    model = _model(raw, serving)
+    texts = _texts(raw)
+    _check_dimensions(raw.get("dimensions"), model)
+    encoding = raw.get("encoding_format", "float")
+    if encoding not in ("float", "base64", None):
+        raise wrong_value("encoding_format", "float, base64")
+    truncate = read_flag(raw.get("truncate"), "truncate")
+    budget = read_budget(raw.get("compute_budget"), "compute_budget")
+    single = isinstance(raw["input"], str)
+    items = [
+        model.prepare_text(text, param="input" if single else f"input[{index}]", truncate=truncate, budget=budget)
+        for index, text in enumerate(texts)
+    ]
+    return Embeddings(model, items, encoding == "base64", truncate)
+
+
+def list_models(serving: Serving) -> bytes:
+    """The models that can be asked now, in OpenAI's shape."""
+    data = [
+        {"id": name, "object": "model", "created": serving.since, "owned_by": "tidegate"} for name in serving.loaded
+    ]
+    return orjson.dumps({"object": "list", "data": data})
+
+
+def _model(raw: dict[str, Any], serving: Serving) -> ServedModel:
+    name = raw.get("model")
+    if name is None:
+        raise missing("model")
+    if not isinstance(name, str):
+        raise wrong_type("model", "string")
+    model = serving.model(name)
+    if model.takes != "text":
+        raise wrong_value("model", ", ".join(other.name for other in serving.loaded.values() if other.takes == "text"))
+    return model
+
+
+def _texts(raw: dict[str, Any]) -> list[str]:
+    given = raw.get("input")
+    if given is None:
+        raise missing("input")
+    texts = [given] if isinstance(given, str) else given
+    if not isinstance(texts, list):
+        raise wrong_type("input", "string, array of strings")
+    check_count(len(texts), "input")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise wrong_type(f"input[{index}]", "string")
+    return texts
+
+
+def _check_dimensions(value: Any, model: ServedModel) -> None:
+    width = model.metadata()["outputs"][0]["shape"][-1]
+    if value is None or (value == width and not isinstance(value, bool)):
+        return
+    raise wrong_value("dimensions", str(width))
