@@ -81,16 +81,6 @@ def _only_on_loopback(data: Any) -> Found:
             yield key, f"the key {DEMO_KEY!r} is public; make another with `tidegate keys new`, or listen on 127.0.0.1"
 
 
-def _one_worker_each(data: Any) -> Found:
-    for index, region in _parts(data, "regions"):
-        managed = [position for position, part in _parts(region, "backends") if part.get("managed") is True]
-        for position in managed[1:]:
-            yield (
-                ("regions", index, "backends", position, "managed"),
-                "a region has one managed worker; name all of its models at the first one",
-            )
-
-
 def _unknown_models(data: Any) -> Found:
     for index, region in _parts(data, "regions"):
         for position, backend in _parts(region, "backends"):
@@ -125,6 +115,5 @@ _CHECKS: tuple[Callable[[Any], Found], ...] = (
     _duplicate_keys,
     _unknown_regions,
     _only_on_loopback,
-    _one_worker_each,
     _unknown_models,
 )

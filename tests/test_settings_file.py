@@ -303,7 +303,7 @@ def test_one_managed_worker_a_region(tmp_path: Path) -> None:
     load(written(tmp_path, text), {})
     twice = text.replace("tenants:", "      - {managed: true, models: [minilm]}\ntenants:")
     (found,) = problems(tmp_path, twice)
-    assert found.startswith("tidegate.yaml:10: regions.0.backends.1.managed: a region has one managed worker")
+    assert found.startswith("tidegate.yaml:8: regions.0.backends: a region has at most one managed backend")
 
 
 def test_law_files_by_default_by_glob_and_absent(tmp_path: Path) -> None:

@@ -209,9 +209,7 @@ async def test_log_is_begun_anew_and_bounded(tmp_path: Path) -> None:
         (["[1]", "{"], "{"),
     ],
 )
-async def test_last_words_are_the_error_rather_than_the_farewell(
-    tmp_path: Path, lines: list[str], expected: str
-) -> None:
+async def test_last_words_are_the_error_not_the_farewell(tmp_path: Path, lines: list[str], expected: str) -> None:
     code = f"print({chr(10).join(lines)!r})"
     child = Child(Spec("talker", (sys.executable, "-c", code), os.environ, tmp_path / "log", health=""))
     await child.start()

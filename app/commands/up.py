@@ -51,12 +51,13 @@ class _Terminal:
         self._console = Console(highlight=False)
         # Refreshed by our own loop: no thread runs while children are being forked.
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
+        self._line = ""
 
     def __enter__(self) -> Self:
         bound = 2 * LOG_LIMIT >> 20
         where = os.path.relpath(self._topology.logs)
         self.say(f"logs: {where}/ (begun anew at each start, at most {bound} MiB a process)")
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
             self._live.start()
         return self
 
@@ -69,9 +70,11 @@ class _Terminal:
 
     def waiting(self, seconds: Mapping[str, float]) -> None:
         """Counts the seconds of children that are not ready, where the line can be drawn again."""
-        if self._live.is_started:
-            said = ", ".join(f"{name} {for_s:.0f} s" for name, for_s in seconds.items())
-            self._live.update(Text(f"waiting for {said}" if said else ""), refresh=True)
+        said = ", ".join(f"{name} {for_s:.0f} s" for name, for_s in seconds.items())
+        line = f"waiting for {said}" if said else ""
+        if self._live.is_started and line != self._line:
+            self._line = line
+            self._live.update(Text(line), refresh=True)
 
     def wrote(self, name: str, lines: Sequence[str]) -> None:
         """What a child has logged, with --verbose."""

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from regions.moe.config import MoEConfig
+from regions.moe.config import Fallback, MoEConfig
 from regions.moe.layer import MoELayer
 
-GRID = tuple(step / 20 for step in range(2, 20))
-"""The budgets, 0.10 to 0.95, at which the means of skipped experts are taken; between them straight lines hold."""
+GRID = tuple(step / 10 for step in range(1, 10))
+"""The budgets, 0.1 to 0.9, at which the means of skipped experts are taken; between them straight lines hold."""
 
-ROUNDS = 8
+ROUNDS = 6
 ACTIVITY_FEATURES = 128
 RIDGE = 1e-2
 
@@ -50,7 +50,7 @@ class SplitLayer:
         return torch.lerp(self.skipped_GED[below], self.skipped_GED[below + 1], place - below)
 
 
-def split(dense: DenseLayer, x_TD: Tensor, experts: int) -> SplitLayer:
+def split(dense: DenseLayer, x_TD: Tensor, experts: int, fallback: Fallback) -> SplitLayer:
     """Splits a layer into equal experts by its inputs on calibration text; the same inputs give the same split."""
     hidden, width = dense.up_HD.shape
     config = MoEConfig(
@@ -61,13 +61,14 @@ def split(dense: DenseLayer, x_TD: Tensor, experts: int) -> SplitLayer:
         max_experts=experts,
         spread=2.0,
         gate="unit",
+        fallback=fallback,
     )
     active_TH = functional.gelu(functional.linear(x_TD, dense.up_HD, dense.up_bias_H))
     owner_H = balanced_clusters(_neuron_features(dense, active_TH), experts)
     layer = _gather(config, dense, owner_H.argsort(stable=True).view(experts, -1))
-    y_TED = torch.stack([active_TH[:, owner_H == e] @ dense.down_DH[:, owner_H == e].T for e in range(experts)], dim=1)
-    _fit_router(layer, x_TD, (y_TED - y_TED.mean(dim=0)).norm(dim=2))
-    skipped_GED = torch.stack([_skipped_means(layer, x_TD, y_TED, budget) for budget in GRID])
+    y_ETD = torch.stack([active_TH[:, owner_H == e] @ dense.down_DH[:, owner_H == e].T for e in range(experts)])
+    _fit_router(layer, x_TD, (y_ETD - y_ETD.mean(dim=1, keepdim=True)).norm(dim=2).T)
+    skipped_GED = _skipped_means(layer, x_TD, y_ETD)
     return SplitLayer(layer=layer.eval(), bias_D=dense.down_bias_D, skipped_GED=skipped_GED)
 
 
@@ -124,8 +125,10 @@ def _fit_router(layer: MoELayer, x_TD: Tensor, size_TE: Tensor) -> None:
     layer.router.calibrate(x_TD)
 
 
-def _skipped_means(layer: MoELayer, x_TD: Tensor, y_TED: Tensor, budget: float) -> Tensor:
-    """mean_ED of each expert over the tokens that skip it at this budget; over all where none does."""
-    skips_TE = 1.0 - layer.router(x_TD, budget).chosen_TE.float()
-    skips_TE = torch.where(skips_TE.sum(dim=0) > 0, skips_TE, 1.0)
-    return torch.einsum("te,ted->ed", skips_TE / skips_TE.sum(dim=0), y_TED)
+def _skipped_means(layer: MoELayer, x_TD: Tensor, y_ETD: Tensor) -> Tensor:
+    """mean_GED of each expert over the tokens that skip it at each budget of the grid; over all where none does."""
+    scores_TE = layer.router.scores(x_TD)
+    skips_GTE = torch.stack([~layer.router.decide(scores_TE, budget).chosen_TE for budget in GRID]).to(y_ETD.dtype)
+    skips_GTE = torch.where(skips_GTE.sum(dim=1, keepdim=True) > 0, skips_GTE, 1.0)
+    shares_GTE = skips_GTE / skips_GTE.sum(dim=1, keepdim=True)
+    return (shares_GTE.permute(2, 0, 1) @ y_ETD).transpose(0, 1)

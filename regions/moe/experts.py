@@ -27,11 +27,14 @@ def steady_linear(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None)
 class Experts(nn.Module):
     """`down(gelu(up(x)))` for each of E experts."""
 
-    def __init__(self, experts: int, width: int, hidden: int) -> None:
+    def __init__(self, experts: int, width: int, hidden: int, generator: torch.Generator | None = None) -> None:
+        """Draws fresh weights from `generator` (torch's own unless given); biases start at 0."""
         super().__init__()
-        self.up_EFD = nn.Parameter(torch.empty(experts, hidden, width).normal_(std=width**-0.5))
+        up_EFD = torch.empty(experts, hidden, width).normal_(std=width**-0.5, generator=generator)
+        down_EDF = torch.empty(experts, width, hidden).normal_(std=hidden**-0.5, generator=generator)
+        self.up_EFD = nn.Parameter(up_EFD)
         self.up_bias_EF = nn.Parameter(torch.zeros(experts, hidden))
-        self.down_EDF = nn.Parameter(torch.empty(experts, width, hidden).normal_(std=hidden**-0.5))
+        self.down_EDF = nn.Parameter(down_EDF)
         self.down_bias_ED = nn.Parameter(torch.zeros(experts, width))
 
     def one(self, expert: int, x_ND: Tensor) -> Tensor:

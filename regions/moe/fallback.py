@@ -12,8 +12,12 @@ from regions.moe.config import MoEConfig
 from regions.moe.router import Routing, gate_weights
 
 
-def stand_in(routing: Routing, config: MoEConfig, generator: torch.Generator | None = None) -> Routing:
+def stand_in(
+    routing: Routing, config: MoEConfig, mean_count: float, generator: torch.Generator | None = None
+) -> Routing:
     """The routing with experts chosen, and weighed evenly, for the tokens that failed; their complexity counts as 1.
+
+    `load_balance` and `random` take `mean_count` experts, rounded, for each such token.
 
     `random` draws from `generator` and raises ValueError without one. `load_balance` gives turns by the token's place
     among those that failed: the only strategy here that looks at neighbours.
@@ -21,7 +25,7 @@ def stand_in(routing: Routing, config: MoEConfig, generator: torch.Generator | N
     failed_T = routing.failed_T
     if not failed_T.any():
         return routing
-    chosen_ME = _choose(int(failed_T.sum()), config, generator)
+    chosen_ME = _choose(int(failed_T.sum()), config, max(1, round(mean_count)), generator)
     even_ME = gate_weights(config.gate, torch.zeros(chosen_ME.shape, dtype=routing.weights_TE.dtype), chosen_ME)
     where = failed_T.nonzero(as_tuple=True)
     return replace(
@@ -32,9 +36,9 @@ def stand_in(routing: Routing, config: MoEConfig, generator: torch.Generator | N
     )
 
 
-def _choose(tokens: int, config: MoEConfig, generator: torch.Generator | None) -> Tensor:
-    """chosen_ME for tokens that nobody chose for; `max_experts` each where the strategy leaves the number open."""
-    experts, count = config.experts, config.max_experts
+def _choose(tokens: int, config: MoEConfig, count: int, generator: torch.Generator | None) -> Tensor:
+    """chosen_ME for tokens that nobody chose for."""
+    experts = config.experts
     if config.fallback == "dense":
         return torch.ones(tokens, experts, dtype=torch.bool)
     if config.fallback == "single_expert":

@@ -1,5 +1,7 @@
-"""FLOPs of a mixture-of-experts layer, from the shapes that were executed: two for each multiply-add, as
-`torch.utils.flop_counter` counts them. Biases, activations and rows that only fill up a kernel count for nothing.
+"""FLOPs of a mixture-of-experts layer, from the shapes that were executed.
+
+A multiply-add counts two, as in `torch.utils.flop_counter`; biases, activations and the zero rows that
+`steady_linear` adds to a few tokens count for nothing.
 """
 
 

@@ -3,6 +3,7 @@
 Shapes: T tokens, E experts, D width, F inner width of an expert, N (token, expert) pairs.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -36,11 +37,12 @@ class MoEOutput:
 class MoELayer(nn.Module):
     """y = sum over a token's experts of weight times `expert(x)`. A forward in `eval()` changes nothing."""
 
-    def __init__(self, config: MoEConfig) -> None:
+    def __init__(self, config: MoEConfig, generator: torch.Generator | None = None) -> None:
+        """Draws fresh weights from `generator` (torch's own unless given)."""
         super().__init__()
         self.config = config
-        self.router = DynamicRouter(config)
-        self.experts = Experts(config.experts, config.width, config.hidden)
+        self.router = DynamicRouter(config, generator)
+        self.experts = Experts(config.experts, config.width, config.hidden, generator)
 
     def forward(
         self,
@@ -76,8 +78,14 @@ class MoELayer(nn.Module):
         )
 
     def _route(self, x_TD: Tensor, budget: float | None, generator: torch.Generator | None) -> Routing:
-        routing = self.router(x_TD, budget)
-        if not self.config.resilience and bool(routing.failed_T.any()):
-            failed = int(routing.failed_T.sum())
+        try:
+            scores_TE = self.router.scores(x_TD)
+        except RuntimeError as error:  # what torch raises for weights that do not fit
+            if not self.config.resilience:
+                raise RouterError(f"the router failed: {error}") from error
+            scores_TE = x_TD.new_full((len(x_TD), self.config.experts), math.nan)
+        routing = self.router.decide(scores_TE, budget)
+        failed = int(routing.failed_T.sum())
+        if failed and not self.config.resilience:
             raise RouterError(f"the router's scores are not finite for {failed} of {len(x_TD)} tokens")
-        return stand_in(routing, self.config, generator)
+        return stand_in(routing, self.config, self.router.mean_count(budget), generator)

@@ -61,12 +61,13 @@ class DynamicRouter(nn.Module):
 
     complexities_Q: Tensor
 
-    def __init__(self, config: MoEConfig) -> None:
+    def __init__(self, config: MoEConfig, generator: torch.Generator | None = None) -> None:
+        """Draws fresh weights from `generator` (torch's own unless given)."""
         super().__init__()
         self.config = config
-        self.weight_ED = nn.Parameter(
-            torch.empty(config.experts, config.width).normal_(std=INITIAL_SPREAD * config.width**-0.5)
-        )
+        deviation = INITIAL_SPREAD * config.width**-0.5
+        weight_ED = torch.empty(config.experts, config.width).normal_(std=deviation, generator=generator)
+        self.weight_ED = nn.Parameter(weight_ED)
         self.bias_E = nn.Parameter(torch.zeros(config.experts))
         self.register_buffer("complexities_Q", torch.linspace(0.0, 1.0, 129))
 
@@ -81,7 +82,10 @@ class DynamicRouter(nn.Module):
 
     def forward(self, x_TD: Tensor, budget: float | None = None) -> Routing:
         """Routes T tokens; `budget` stands for `config.compute_budget` where given."""
-        scores_TE = self.scores(x_TD)
+        return self.decide(self.scores(x_TD), budget)
+
+    def decide(self, scores_TE: Tensor, budget: float | None = None) -> Routing:
+        """The routing that these scores ask for."""
         failed_T = ~scores_TE.isfinite().all(dim=1)
         safe_TE = scores_TE.masked_fill(failed_T[:, None], 0.0)
         complexity_T = _complexity(safe_TE.detach())
@@ -100,15 +104,21 @@ class DynamicRouter(nn.Module):
     def counts(self, complexity_T: Tensor, budget: float | None = None) -> Tensor:
         """count_T, whole numbers from `min_experts` to `max_experts` that grow with complexity and with the budget."""
         lowest, highest = float(self.config.min_experts), float(self.config.max_experts)
-        budget = self.config.compute_budget if budget is None else budget
-        if budget is None:
-            middle, reach = (lowest + highest) / 2, (highest - lowest) / 2
-        else:
-            middle = min(max(self.affordable(budget), lowest), highest)
+        middle = self.mean_count(budget)
+        reach = min(middle - lowest, highest - middle)
+        if budget is not None or self.config.compute_budget is not None:
             # Rounding a band of whole width around the middle is unbiased: the mean stays at what the budget buys.
-            reach = min(self.config.spread, math.floor(2 * min(middle - lowest, highest - middle)) / 2)
+            reach = min(self.config.spread, math.floor(2 * reach) / 2)
         rank_T = _rank(complexity_T, self.complexities_Q)
         return (middle + reach * (2 * rank_T - 1)).round().clamp(lowest, highest).long()
+
+    def mean_count(self, budget: float | None = None) -> float:
+        """How many experts a token gets on average: what the budget buys, or without one half-way through the range."""
+        lowest, highest = float(self.config.min_experts), float(self.config.max_experts)
+        budget = self.config.compute_budget if budget is None else budget
+        if budget is None:
+            return (lowest + highest) / 2
+        return min(max(self.affordable(budget), lowest), highest)
 
     def affordable(self, budget: float) -> float:
         """The mean number of experts that a share of the FLOPs of all of them buys, once the router is paid."""

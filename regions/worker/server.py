@@ -2,6 +2,7 @@
 
 import signal
 import socket
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -77,6 +78,6 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _loader(settings: WorkerSettings) -> Loader:
-    from regions.models.load import Loader as Models  # noqa: PLC0415 - it imports torch, while this process already answers
+    from regions.models.load import load  # noqa: PLC0415 - it imports torch, while this process already answers
 
-    return Models(settings).load
+    return partial(load, settings=settings, shared={})
