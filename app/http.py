@@ -35,7 +35,8 @@ class BoundedHttp(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        self._head += len(data)
+        if self._timer is not None:
+            self._head += len(data)
         super().data_received(data)
         if self._timer is not None and self._head > HEAD_LIMIT:
             self.transport.write(_TOO_LARGE)
@@ -50,11 +51,12 @@ class BoundedHttp(HttpToolsProtocol):
         super().on_headers_complete()
 
     def _await_head(self) -> None:
-        self._have_head()
-        self._head = 0
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
 
     def _have_head(self) -> None:
+        self._head = 0
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -27,12 +27,16 @@ RIDGE = 1e-2
 
 @dataclass(frozen=True, slots=True)
 class DenseLayer:
-    """`down @ gelu(up @ x + up_bias) + down_bias`."""
+    """`down @ gelu(up @ x + up_bias) + down_bias`; `gain_D` is that of the normalisation which follows.
+
+    Features that the normalisation turns down matter less, so the gain weighs what an expert contributes.
+    """
 
     up_HD: Tensor
     up_bias_H: Tensor
     down_DH: Tensor
     down_bias_D: Tensor
+    gain_D: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ def split(dense: DenseLayer, x_TD: Tensor, experts: int, fallback: Fallback) -> 
     owner_H = balanced_clusters(_neuron_features(dense, active_TH), experts)
     layer = _gather(config, dense, owner_H.argsort(stable=True).view(experts, -1))
     y_ETD = torch.stack([active_TH[:, owner_H == e] @ dense.down_DH[:, owner_H == e].T for e in range(experts)])
-    _fit_router(layer, x_TD, (y_ETD - y_ETD.mean(dim=1, keepdim=True)).norm(dim=2).T)
+    _fit_router(layer, x_TD, ((y_ETD - y_ETD.mean(dim=1, keepdim=True)) * dense.gain_D).norm(dim=2).T)
     skipped_GED = _skipped_means(layer, x_TD, y_ETD)
     return SplitLayer(layer=layer.eval(), bias_D=dense.down_bias_D, skipped_GED=skipped_GED)
 

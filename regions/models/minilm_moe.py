@@ -38,7 +38,7 @@ class MiniLMMoE:
         self._dense = dense
         self._default = default_budget
         self.layers = tuple(
-            split(DenseLayer(*block.up, *block.down), x_TD, EXPERTS, fallback)
+            split(DenseLayer(*block.up, *block.down, block.output_norm[0]), x_TD, EXPERTS, fallback)
             for block, x_TD in zip(dense.encoder.blocks, calibration_inputs(dense), strict=True)
         )
 
