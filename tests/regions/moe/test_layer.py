@@ -1,0 +1,193 @@
+"""The layer against slow loops, its independence of neighbours, its fallbacks and its figures.
+
+Shapes: T tokens, E experts, D width.
+"""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
+
+from regions.moe import reference
+from regions.moe.config import MoEConfig
+from regions.moe.flops import feed_forward_flops, router_flops
+from regions.moe.layer import MoELayer
+from regions.moe.router import RouterError
+
+SMALL = MoEConfig(width=24, hidden=16, experts=6, min_experts=1, max_experts=4)
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def layer_of(config: MoEConfig, seed: int = 0) -> MoELayer:
+    return MoELayer(config, seeded(seed)).eval().requires_grad_(requires_grad=False)
+
+
+def tokens(count: int, config: MoEConfig = SMALL, seed: int = 1) -> torch.Tensor:
+    return torch.randn(count, config.width, generator=seeded(seed))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    count=st.integers(0, 40),
+    experts=st.integers(1, 8),
+    gate=st.sampled_from(["softmax", "unit"]),
+    budget=st.none() | st.floats(0.05, 1.0),
+    skipped=st.booleans(),
+    seed=st.integers(0, 1000),
+    data=st.data(),
+)
+def test_equals_the_reference(count, experts, gate, budget, skipped, seed, data):
+    highest = data.draw(st.integers(1, experts))
+    lowest = data.draw(st.integers(1 if gate == "softmax" else 0, highest))
+    config = replace(SMALL, experts=experts, min_experts=lowest, max_experts=highest, gate=gate)
+    layer = layer_of(config, seed)
+    layer.experts.up_bias_EF.normal_(generator=seeded(seed))
+    layer.experts.down_bias_ED.normal_(generator=seeded(seed))
+    x_TD = tokens(count, config, seed)
+    skipped_ED = torch.randn(experts, config.width, generator=seeded(seed)) if skipped and gate == "unit" else None
+    output = layer(x_TD, budget, skipped_ED=skipped_ED)
+    expected_TD = reference.mixture(layer.experts, output.routing, x_TD, skipped_ED)
+    torch.testing.assert_close(output.y_TD, expected_TD, atol=1e-5, rtol=1e-5)
+    count_T = output.routing.chosen_TE.sum(dim=1)
+    assert bool(((count_T >= lowest) & (count_T <= highest)).all())
+    if gate == "softmax" and count:
+        torch.testing.assert_close(output.routing.weights_TE.sum(dim=1), torch.ones(count))
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=st.integers(1, 50), seed=st.integers(0, 1000), budget=st.none() | st.floats(0.1, 1.0))
+def test_a_token_does_not_depend_on_its_neighbours(count, seed, budget):
+    layer = layer_of(SMALL)
+    x_TD = tokens(count, seed=seed)
+    together = layer(x_TD, budget)
+    place = seed % count
+    alone = layer(x_TD[place : place + 1], budget)
+    assert torch.equal(alone.routing.chosen_TE[0], together.routing.chosen_TE[place])
+    torch.testing.assert_close(alone.y_TD[0], together.y_TD[place], atol=1e-6, rtol=1e-6)
+    assert int(alone.flops_T[0]) == int(together.flops_T[place])
+
+
+def test_eval_forward_changes_nothing_and_repeats():
+    layer = layer_of(MoEConfig.for_inference())
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    attributes = {id(module): set(vars(module)) for module in layer.modules()}
+    x_TD = tokens(30, layer.config)
+    first, second = layer(x_TD), layer(x_TD)
+    assert torch.equal(first.y_TD, second.y_TD)
+    assert all(torch.equal(before[name], value) for name, value in layer.state_dict().items())
+    assert attributes == {id(module): set(vars(module)) for module in layer.modules()}
+    assert first.loss is None
+
+
+@pytest.mark.parametrize("config", [MoEConfig.for_inference(), MoEConfig.for_training()])
+def test_complexity_varies_and_decides_the_count(config):
+    routing = layer_of(config)(tokens(300, config)).routing
+    complexity_T, count_T = routing.complexity_T, routing.chosen_TE.sum(dim=1)
+    assert 0 <= float(complexity_T.min()) <= float(complexity_T.max()) <= 1
+    assert float(complexity_T.std()) > 0.05
+    assert len(count_T.unique()) >= 3
+    order = complexity_T.argsort()
+    assert bool((count_T[order].diff() >= 0).all()), "a more complex token never gets fewer experts"
+
+
+def test_more_budget_never_means_fewer_flops():
+    layer = layer_of(replace(SMALL, width=64, hidden=64, max_experts=6))
+    x_TD = tokens(400, layer.config)
+    layer.router.calibrate(tokens(400, layer.config, seed=2))
+    shares = []
+    for step in range(4, 11):
+        output = layer(x_TD, step / 10)
+        shares.append(int(output.flops_T.sum()) / output.dense_flops)
+        assert shares[-1] == pytest.approx(step / 10, abs=0.05)
+    assert shares == sorted(shares)
+
+
+@pytest.mark.parametrize(("gate", "weight"), [("softmax", 1 / 6), ("unit", 1.0)])
+def test_a_router_full_of_nan_is_stood_in_for_by_the_dense_layer(gate, weight):
+    layer = layer_of(replace(SMALL, gate=gate))
+    layer.router.weight_ED.fill_(math.nan)
+    x_TD = tokens(9)
+    output = layer(x_TD)
+    torch.testing.assert_close(output.y_TD, reference.dense(layer.experts, weight, x_TD), atol=1e-5, rtol=1e-5)
+    assert bool(output.routing.failed_T.all())
+    assert output.routing.complexity_T.tolist() == [1.0] * 9
+    assert int(output.flops_T.sum()) == output.dense_flops + router_flops(9, 24, 6)
+
+
+def test_one_bad_token_leaves_the_others_alone():
+    layer = layer_of(SMALL)
+    x_TD = tokens(20)
+    good = layer(x_TD)
+    x_TD[3, 0] = math.inf
+    output = layer(x_TD)
+    assert output.routing.failed_T.nonzero().flatten().tolist() == [3]
+    others = torch.arange(20) != 3
+    assert torch.equal(output.y_TD[others], good.y_TD[others])
+
+
+def test_a_router_that_raises_is_stood_in_for():
+    layer = layer_of(SMALL)
+    layer.router.weight_ED = torch.nn.Parameter(torch.zeros(6, 23))
+    assert bool(layer(tokens(4)).routing.failed_T.all())
+    layer.config = replace(SMALL, resilience=False)
+    with pytest.raises(RouterError, match="the router failed"):
+        layer(tokens(4))
+
+
+def test_fallbacks_choose_as_they_say():
+    def chosen(fallback, generator=None):
+        layer = layer_of(replace(SMALL, fallback=fallback))
+        layer.router.bias_E.fill_(math.inf)
+        return layer(tokens(30), generator=generator)
+
+    assert chosen("single_expert").utilisation_E.tolist() == [30, 0, 0, 0, 0, 0]
+    assert chosen("load_balance").utilisation_E.tolist() == [10] * 6
+    first, same, other = (chosen("random", seeded(seed)).routing.chosen_TE for seed in (1, 1, 2))
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert first.sum(dim=1).tolist() == [2] * 30
+    with pytest.raises(ValueError, match="generator"):
+        chosen("random")
+
+
+def test_without_resilience_a_failed_router_is_an_error():
+    layer = layer_of(replace(SMALL, resilience=False))
+    layer.router.weight_ED.fill_(math.nan)
+    with pytest.raises(RouterError, match="for 5 of 5 tokens"):
+        layer(tokens(5))
+
+
+def test_flops_are_those_of_the_flop_counter():
+    """Every expert gets 16 tokens or none, so that no row is added to fill a kernel."""
+    layer = layer_of(replace(SMALL, gate="unit", min_experts=0, max_experts=6))
+    for counts in ([0, 0, 0, 0, 0, 0], [16, 16, 0, 0, 0, 0], [64, 48, 32, 16, 16, 0], [64] * 6):
+        layer.router.weight_ED.zero_()
+        layer.router.bias_E.zero_()
+        chosen_TE = torch.arange(64)[:, None] < torch.tensor(counts)
+        with FlopCounterMode(display=False) as counter:
+            scores_TE = layer.router.scores(tokens(64))
+            from_router = counter.get_total_flops()
+            dispatch_counts = chosen_TE.sum(dim=0).tolist()
+            x_ND = torch.cat([tokens(64)[chosen_TE[:, expert]] for expert in range(6)])
+            layer.experts(x_ND, dispatch_counts)
+        assert scores_TE.shape == (64, 6)
+        assert from_router == router_flops(64, 24, 6)
+        assert counter.get_total_flops() - from_router == feed_forward_flops(sum(counts), 24, 16)
+
+
+def test_flops_of_a_whole_forward_are_those_of_the_flop_counter():
+    layer = layer_of(SMALL)
+    layer.router.weight_ED.zero_()
+    layer.router.bias_E.copy_(torch.tensor([9.0, 8, 7, 0, 0, 0]))
+    with FlopCounterMode(display=False) as counter:
+        output = layer(tokens(32))
+    assert set(output.utilisation_E.tolist()) <= {0, 32}
+    assert counter.get_total_flops() == int(output.flops_T.sum())
+    assert output.dense_flops == feed_forward_flops(32, 24, 96)
