@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from regions.moe.config import Fallback, MoEConfig
 from regions.moe.layer import MoELayer
+from regions.moe.router import unit_scale
 
 GRID = tuple(step / 10 for step in range(1, 10))
 """The budgets, 0.1 to 0.9, at which the means of skipped experts are taken; between them straight lines hold."""
@@ -23,6 +24,9 @@ GRID = tuple(step / 10 for step in range(1, 10))
 ROUNDS = 6
 ACTIVITY_FEATURES = 128
 RIDGE = 1e-2
+SHARPNESS = 4.0
+"""The softmax of the scores takes contributions to this power. It orders experts alike whatever it is; at 2, the share
+of each in the energy, the complexity of nearly every token would lie above 0.9."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +120,9 @@ def _gather(config: MoEConfig, dense: DenseLayer, neurons_EF: Tensor) -> MoELaye
 
 
 def _fit_router(layer: MoELayer, x_TD: Tensor, size_TE: Tensor) -> None:
-    """Least squares, with a ridge, of the log of each expert's squared contribution: a softmax then gives its share."""
-    input_TD = functional.rms_norm(x_TD, (x_TD.shape[1],)).double()
-    target_TE = 2 * size_TE.clamp_min(1e-6).log().double()
+    """Least squares, with a ridge, of SHARPNESS times the log of each expert's contribution."""
+    input_TD = unit_scale(x_TD).double()
+    target_TE = SHARPNESS * size_TE.clamp_min(1e-6).log().double()
     mean_D, mean_E = input_TD.mean(dim=0), target_TE.mean(dim=0)
     centred_TD = input_TD - mean_D
     gram_DD = centred_TD.T @ centred_TD

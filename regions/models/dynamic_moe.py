@@ -5,7 +5,7 @@ Shapes: N tokens of one item, W width, K experts of a token at most.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -68,8 +68,7 @@ class DynamicMoE:
     def forward(self, items: Sequence[Item]) -> Batch:
         """Runs the tokens of all items as one batch; each token is routed by itself."""
         x_TW = torch.from_numpy(np.concatenate([item.payload for item in items]))
-        budget = items[0].group
-        assert budget is None or isinstance(budget, float)  # noqa: S101 - prepare_tensor puts it there
+        budget = cast("float | None", items[0].group)
         output = self.layer(x_TW, budget, generator=torch.Generator().manual_seed(SEED))
         routing = output.routing
         # A token whose router failed may have every expert; the columns are those of the item's own busiest token.

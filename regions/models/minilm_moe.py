@@ -5,7 +5,7 @@ Shapes: T tokens, D width, E experts.
 
 from collections.abc import Mapping, Sequence
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy.typing as npt
 import torch
@@ -59,7 +59,7 @@ class MiniLMMoE:
 
     def forward(self, items: Sequence[Item]) -> Batch:
         """Embeds the items' texts; `flops_share` of each is counted from what its own tokens executed."""
-        budget = float(items[0].group)  # type: ignore[arg-type]  # prepare_text puts the budget there
+        budget = cast("float", items[0].group)
         tokens = [item.cost for item in items]
         dense_flops = [self._dense.dense_flops(count) for count in tokens]
         if budget >= 1.0:

@@ -37,12 +37,14 @@ class Experts(nn.Module):
         self.down_EDF = nn.Parameter(down_EDF)
         self.down_bias_ED = nn.Parameter(torch.zeros(experts, width))
 
-    def one(self, expert: int, x_ND: Tensor) -> Tensor:
-        """What one expert makes of its tokens."""
+    def one(self, expert: int, x_ND: Tensor, less_ED: Tensor | None = None) -> Tensor:
+        """What one expert makes of its tokens, less its row of `less_ED` (taken off its bias, which costs nothing)."""
+        bias_D = self.down_bias_ED[expert] if less_ED is None else self.down_bias_ED[expert] - less_ED[expert]
         inner_NF = functional.gelu(steady_linear(x_ND, self.up_EFD[expert], self.up_bias_EF[expert]))
-        return steady_linear(inner_NF, self.down_EDF[expert], self.down_bias_ED[expert])
+        return steady_linear(inner_NF, self.down_EDF[expert], bias_D)
 
-    def forward(self, x_ND: Tensor, counts: list[int]) -> Tensor:
+    def forward(self, x_ND: Tensor, counts: list[int], less_ED: Tensor | None = None) -> Tensor:
         """y_ND for tokens sorted by expert, `counts[e]` of them for expert e."""
-        parts = [self.one(expert, part) for expert, part in enumerate(torch.split(x_ND, counts)) if len(part)]
+        runs = enumerate(torch.split(x_ND, counts))
+        parts = [self.one(expert, run_ND, less_ED) for expert, run_ND in runs if len(run_ND)]
         return torch.cat(parts) if parts else torch.zeros_like(x_ND)

@@ -54,15 +54,16 @@ class MoELayer(nn.Module):
     ) -> MoEOutput:
         """Runs T tokens; `budget` stands for the configured one, `generator` serves the fallback `random`.
 
-        `skipped_ED` is what an expert contributes to the tokens that it does not serve (nothing unless given).
+        `skipped_ED` is what an expert contributes to the tokens that it does not serve (nothing unless given), for the
+        gate `unit` alone: a weight other than one would scale the part taken off as well.
         Raises RouterError where the router fails and `config.resilience` is off.
         """
+        if skipped_ED is not None and self.config.gate != "unit":
+            raise ValueError(f"skipped_ED needs the gate unit, not {self.config.gate}")
         routing = self._route(x_TD, budget, generator)
         dispatch = Dispatch.by_expert(routing.chosen_TE)
-        y_ND = self.experts(dispatch.gather(x_TD), dispatch.counts)
-        if skipped_ED is not None:
-            # Everyone gets the sum over all experts once; whoever is served gives back the share of that expert.
-            y_ND = y_ND - skipped_ED[dispatch.experts_N]
+        # Every token gets the sum of what all experts stand for; a chosen expert takes its own part of that off again.
+        y_ND = self.experts(dispatch.gather(x_TD), dispatch.counts, skipped_ED)
         y_TD = dispatch.combine(y_ND, routing.weights_TE)
         if skipped_ED is not None:
             y_TD = y_TD + skipped_ED.sum(dim=0)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from regions.moe.config import Gate, MoEConfig
 from regions.moe.experts import steady_linear
@@ -42,6 +41,12 @@ class Routing:
         return order_TE.where(chosen, -1), self.weights_TE.gather(1, order_TE)
 
 
+def unit_scale(x_TD: Tensor) -> Tensor:
+    """x_TD with every row at a root mean square of one; a row of zeros stays as it is."""
+    square_T1 = x_TD.square().mean(dim=1, keepdim=True)
+    return x_TD * torch.rsqrt(square_T1 + torch.finfo(x_TD.dtype).eps)
+
+
 def gate_weights(gate: Gate, scores_TE: Tensor, chosen_TE: Tensor) -> Tensor:
     """weights_TE of the chosen experts: a softmax over them alone, or one each; 0 for the others."""
     if gate == "unit":
@@ -73,7 +78,7 @@ class DynamicRouter(nn.Module):
 
     def scores(self, x_TD: Tensor) -> Tensor:
         """scores_TE, the logits of the experts."""
-        return steady_linear(functional.rms_norm(x_TD, (x_TD.shape[1],)), self.weight_ED, self.bias_E)
+        return steady_linear(unit_scale(x_TD), self.weight_ED, self.bias_E)
 
     def calibrate(self, x_TD: Tensor) -> None:
         """Learns the spread of complexities from typical tokens, so that the mean expert count meets the budget."""

@@ -45,7 +45,7 @@ def test_from_env_overrides_the_named_profile():
         ("COMPUTE_BUDGET", "1.5", "compute_budget is 1.5"),
         ("COMPUTE_BUDGET", "nan", "compute_budget is nan"),
         ("SPREAD", "inf", "spread is inf"),
-        ("MAX_EXPERTS", "9", "max_experts 9 and experts 8"),
+        ("MAX_EXPERTS", "9", "min_experts 1, max_experts 9 and experts 8"),
         ("MIN_EXPERTS", "0", "min_experts is 0"),
         ("HIDDEN", "0", "hidden is 0"),
     ],

@@ -43,7 +43,7 @@ def tokens(count: int, config: MoEConfig = SMALL, seed: int = 1) -> torch.Tensor
     seed=st.integers(0, 1000),
     data=st.data(),
 )
-def test_equals_the_reference(count, experts, gate, budget, skipped, seed, data):
+def test_equals_the_reference(*, count, experts, gate, budget, skipped, seed, data):
     highest = data.draw(st.integers(1, experts))
     lowest = data.draw(st.integers(1 if gate == "softmax" else 0, highest))
     config = replace(SMALL, experts=experts, min_experts=lowest, max_experts=highest, gate=gate)
@@ -72,6 +72,11 @@ def test_a_token_does_not_depend_on_its_neighbours(count, seed, budget):
     assert torch.equal(alone.routing.chosen_TE[0], together.routing.chosen_TE[place])
     torch.testing.assert_close(alone.y_TD[0], together.y_TD[place], atol=1e-6, rtol=1e-6)
     assert int(alone.flops_T[0]) == int(together.flops_T[place])
+
+
+def test_a_stand_in_for_skipped_experts_needs_the_unit_gate():
+    with pytest.raises(ValueError, match="needs the gate unit"):
+        layer_of(SMALL)(tokens(3), skipped_ED=torch.zeros(6, 24))
 
 
 def test_eval_forward_changes_nothing_and_repeats():
