@@ -58,7 +58,7 @@ def to_question(options: ExplainRequest, settings: Settings, tenant: Tenant, tod
         tenant=tenant.id,
         evidence=evidence(tenant, subject, _NOBODY, extra),
         day=options.at or today,
-        requested=None if options.region is None else known_region(settings, options.region),
+        requested=None if options.region is None else known_region(settings, options.region, "region"),
         basis=known_basis(tenant, options.transfer_basis, "transfer_basis"),
         gpc="1" in (value.strip() for value in options.gpc),
         purpose=options.purpose,
@@ -80,8 +80,8 @@ def explain(
     question = to_question(options, settings, tenant, today)
     if not book.switches.issuperset(options.disabled):
         raise InvalidRequest("field_value", param="disabled", expected=sorted(book.switches))
-    down = {known_region(settings, region) for region in options.down}
-    prefer = tuple(known_region(settings, region) for region in options.prefer)
+    down = {known_region(settings, region, "down") for region in options.down}
+    prefer = tuple(known_region(settings, region, "prefer") for region in options.prefer)
     return resolve(
         decide(question, tenant, settings.regions, settings.residency, book),
         states=[replace(state, up=state.up and state.id not in down) for state in states],

@@ -92,9 +92,9 @@ def subject_code(value: str, param: str) -> str:
         raise InvalidRequest(detail, param=param, value=value, expected=error.expected) from None
 
 
-def known_region(settings: Settings, region: str) -> str:
+def known_region(settings: Settings, region: str, param: str) -> str:
     if settings.region(region) is None:
-        raise UnknownRegion(param="region", region=region, regions=[r.id for r in settings.regions])
+        raise UnknownRegion(param=param, region=region, regions=[r.id for r in settings.regions])
     return region
 
 
@@ -117,8 +117,9 @@ def read(head: Head, settings: Settings, tenant: Tenant, caller: Caller, day: da
         tenant=tenant.id,
         evidence=evidence(tenant, None if subject is None else subject_code(subject, "X-Data-Subject"), caller, ()),
         day=day,
-        requested=None if region is None else known_region(settings, region),
+        requested=None if region is None else known_region(settings, region, "X-Region"),
         basis=known_basis(tenant, single(headers, "X-Transfer-Basis"), "X-Transfer-Basis"),
         gpc="1" in (value.strip() for value in headers.getlist("Sec-GPC")),
     )
-    return Facts(question, tuple(known_region(settings, part) for part in prefer if part), subject_id)
+    preferred = tuple(known_region(settings, part, "X-Region-Prefer") for part in prefer if part)
+    return Facts(question, preferred, subject_id)

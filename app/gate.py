@@ -9,6 +9,7 @@ import structlog
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.activity import Activity
 from app.errors import GatewayError, InternalError, PayloadTooLarge, RequestTimeout
 from app.exchange import Exchange
 from app.facts import request_id, traceparent
@@ -58,6 +59,7 @@ class Gate:
         failures: Failures,
         translator: Translator,
         metrics: Metrics,
+        activity: Activity,
         body_limit: int,
     ) -> None:
         self._app = app
@@ -65,6 +67,7 @@ class Gate:
         self._failures = failures
         self._translator = translator
         self._metrics = metrics
+        self._activity = activity
         self._body_limit = body_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,6 +78,7 @@ class Gate:
         bind_request(exchange.request_id)
         scope.setdefault("state", {})["exchange"] = exchange
         outgoing = _Outgoing(exchange, send)
+        self._activity.running += 1
         try:
             await self._serve(exchange, scope, receive, outgoing)
         except Exception as error:
@@ -86,6 +90,7 @@ class Gate:
             elif not outgoing.finished:
                 raise  # too late for an answer: the server cuts the connection, which is what the client must see
         finally:
+            self._activity.running -= 1
             self._account(exchange, outgoing)
 
     def _open(self, scope: Scope) -> Exchange:

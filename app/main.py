@@ -12,10 +12,12 @@ import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from app.access import KeyRing
+from app.activity import Activity
 from app.api import audit, health, kserve, openai, routes
 from app.api.access import exchange_of
 from app.audit.pseudonym import Pseudonyms
@@ -32,12 +34,13 @@ from app.forwarding import Forwarder
 from app.gate import Gate
 from app.i18n import LOCALES, Translator
 from app.limiting import Limiter
-from app.pipeline import Gateway
+from app.pipeline import CLIENT_CLOSED, Gateway
 from app.policy.rules import LawBook
 from app.recorder import Recorder
 from app.stores.memory import MemoryCache, MemoryLimits
 from app.telemetry.metrics import Metrics
 from app.views import Views
+from regions import catalogue
 
 VERSION = version("tidegate")
 _DEPTH = {"minimal": 256, "standard": 64, "strict": 32}
@@ -46,8 +49,9 @@ _DEPTH = {"minimal": 256, "standard": 64, "strict": 32}
 log = structlog.get_logger("tidegate.main")
 
 
-def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str]) -> ASGIApp:
+def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], activity: Activity) -> ASGIApp:
     """The gateway as an ASGI application; `managed` maps a region to the URL of the worker that was started for it."""
+    catalogue.centroid("US")  # reads its tables now, so that no request waits for them
     registry = Registry(settings, managed, time.monotonic)
     cache = MemoryCache(settings.cache)
     metrics = Metrics(registry.describe, lambda: cache.stats(time.monotonic()))
@@ -91,7 +95,7 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str]) ->
             await trail.close()
             log.info("gateway stopped")
 
-    views = Views(settings, book, registry, prober)
+    views = Views(settings, book, registry, prober, activity)
     translator = Translator(LOCALES)
     failures = Failures(gateway, translator)
     app = FastAPI(
@@ -115,6 +119,7 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str]) ->
         failures=failures,
         translator=translator,
         metrics=metrics,
+        activity=activity,
         body_limit=settings.gateway.body_limit,
     )
 
@@ -137,6 +142,10 @@ def _handle_errors(app: FastAPI, failures: Failures) -> None:
     async def validation(request: Request, error: RequestValidationError) -> Response:
         return await failures.answer(exchange_of(request), _invalid(error))
 
+    async def left(_: Request, __: Exception) -> Response:
+        # In the middle of its body: nothing has been forwarded, and nobody is there to be told.
+        return Response(status_code=CLIENT_CLOSED)
+
     async def unforeseen(request: Request, _: Exception) -> Response:
         exchange = exchange_of(request)
         return await failures.answer(exchange, InternalError(request_id=exchange.request_id))
@@ -144,6 +153,7 @@ def _handle_errors(app: FastAPI, failures: Failures) -> None:
     app.add_exception_handler(GatewayError, ours)  # type: ignore[arg-type] # starlette types handlers by Exception
     app.add_exception_handler(HTTPException, http)  # type: ignore[arg-type] # as above
     app.add_exception_handler(RequestValidationError, validation)  # type: ignore[arg-type] # as above
+    app.add_exception_handler(ClientDisconnect, left)
     app.add_exception_handler(Exception, unforeseen)
 
 

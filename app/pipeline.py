@@ -6,13 +6,22 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from http import HTTPStatus
 
 from app.access import KeyRing, Principal
 from app.audit.record import CompletionOutcome
 from app.caller import Geo, locate
 from app.config import Settings
-from app.errors import AuditUnavailable, GatewayError, InvalidRequest, ModelNotFound
+from app.errors import (
+    AuditUnavailable,
+    DeadlineExceeded,
+    GatewayError,
+    InvalidRequest,
+    ModelNotFound,
+    NotFound,
+    PayloadTooLarge,
+)
 from app.exchange import Exchange
 from app.facts import check_body_head, read, timeout
 from app.fleet.registry import BackendState, Registry
@@ -101,6 +110,8 @@ class Gateway:
         """
         principal, decision = exchange.principal, exchange.decision
         assert principal is not None and decision is not None  # noqa: S101, PT018 - admit has set them
+        if exchange.left() <= 0:
+            raise DeadlineExceeded(limit=timedelta(seconds=exchange.timeout))
         exchange.model = call.model[:_MODEL_LENGTH]
         ranked = self._rank(exchange, decision.permitted, call)
         self.limiter.tokens(exchange, principal.tenant, call.tokens)
@@ -163,7 +174,7 @@ class Gateway:
         if isinstance(reply.body, UpstreamStream):
             return Reply(reply.status, headers, self._stream(exchange, forwarded, reply.body, held.pop_all()))
         if reply.status >= 400:  # noqa: PLR2004 - HTTP's client errors
-            _raise_fault(forwarded.backend, reply.body)
+            _raise_fault(forwarded.backend, call, reply.body)
         else:
             self._settle(exchange, call, reply.body)
         size = len(reply.body)
@@ -232,8 +243,14 @@ class Gateway:
             await self.recorder.completed(exchange, "failed", error.status, region=None)
 
 
-def _raise_fault(backend: BackendState, body: bytes) -> None:
-    """A refusal by a worker of ours becomes our own error, so that it is told in the caller's language."""
+def _raise_fault(backend: BackendState, call: Call, body: bytes) -> None:
+    """A refusal by a worker of ours becomes our own error, told in the caller's language and the endpoint's shape."""
     fault = Fault.decode(body) if backend.config.protocol == "tidegate" else None
-    if fault is not None and fault.code == InvalidRequest.code:
-        raise InvalidRequest(fault.detail, param=fault.param, **fault.values)
+    match fault:
+        case Fault(code=InvalidRequest.code):
+            raise InvalidRequest(fault.detail, param=fault.param, **fault.values)
+        case Fault(code=ModelNotFound.code | NotFound.code):
+            # It has no such version; or no such endpoint, which is to say that the model cannot be asked for that.
+            raise ModelNotFound(param="model", model=fault.values.get("model", call.model))
+        case Fault(code=PayloadTooLarge.code):
+            raise PayloadTooLarge(limit=fault.values.get("limit"))

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.access import Principal
+from app.activity import Activity
 from app.config import Settings
 from app.dry_run import ExplainRequest, explain
 from app.errors import InvalidRequest, ModelNotFound, NoHealthyRegion
@@ -25,6 +26,7 @@ class Views:
     book: LawBook
     registry: Registry
     prober: Prober
+    activity: Activity
 
     def models(self) -> dict[str, tuple[str, ...]]:
         return self.registry.models()
@@ -37,7 +39,8 @@ class Views:
         down = {region.id for region in self.settings.regions if not region.backends}
         up = [state.id for state in self.registry.states().values() if state.up and state.id not in down]
         ready = self.registry.ready() and (bool(up) or len(down) == len(self.settings.regions))
-        return {"status": "ready" if ready else "not ready", "regions_up": up}
+        status = "draining" if self.activity.draining else "ready" if ready else "not ready"
+        return {"status": status, "regions_up": up}
 
     def serving_now(self, model: str) -> bool:
         """Whether any region that serves a model is up; raises `ModelNotFound` where none is configured to."""
@@ -54,7 +57,7 @@ class Views:
         if found is not None:
             return found
         if up:
-            raise ModelNotFound(param="model", model=model)
+            raise ModelNotFound(param="model", model=f"{model}/versions/{version}" if version else model)
         raise NoHealthyRegion(
             reason=Reason.NO_COMPLIANT_HEALTHY, regions=list(self.models()[model]), retry_after=RETRY_AFTER
         )

@@ -71,7 +71,8 @@ def routes(gateway: Gateway, views: Views, version: str, depth: int) -> APIRoute
         return Response(await views.describe_model(model, version), media_type="application/json")
 
     async def model_ready(model: str, version: str | None = None) -> Response:
-        del version
+        if version is not None:
+            await views.describe_model(model, version)  # only a backend knows which versions it has
         return Response(status_code=200 if views.serving_now(model) else 503)
 
     may_infer = [Depends(require("infer"))]

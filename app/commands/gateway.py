@@ -1,14 +1,18 @@
 """`tidegate gateway`: one gateway alone, in the foreground."""
 
+import math
 import signal
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 import click
 import uvicorn
 from starlette.types import ASGIApp
 
+from app.activity import Activity
 from app.config import Settings, environment
 from app.http import BoundedHttp
 from app.law import load_all
@@ -36,7 +40,9 @@ def command(config: Path, region: str | None, port: int | None, backends: Sequen
     settings, law = _load(config, region)
     managed = _managed(settings, backends)
     logging.configure()
-    _serve(create_app(settings, law, managed), settings.gateway.host, settings.gateway.port if port is None else port)
+    activity = Activity()
+    app = create_app(settings, law, managed, activity)
+    _serve(app, activity, settings.gateway.host, settings.gateway.port if port is None else port)
 
 
 def _load(config: Path, region: str | None) -> tuple[Settings, LawBook]:
@@ -69,10 +75,33 @@ def _managed(settings: Settings, backends: Sequence[str]) -> Mapping[str, str]:
     return managed
 
 
-def _serve(app: ASGIApp, host: str, port: int) -> None:
+class _DrainingServer(uvicorn.Server):
+    """Goes on answering after SIGTERM or SIGINT until the requests under way are done, `/readyz` saying 503 meanwhile.
+
+    So a load balancer sees it leave before its port closes. A second signal, or `_DRAIN_S`, ends the waiting.
+    """
+
+    def __init__(self, config: uvicorn.Config, activity: Activity) -> None:
+        super().__init__(config)
+        self._activity = activity
+        self._end = math.inf
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._activity.draining:
+            super().handle_exit(sig, frame)
+        self._activity.draining = True
+        self._end = time.monotonic() + _DRAIN_S
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._activity.draining and (not self._activity.running or time.monotonic() > self._end):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _serve(app: ASGIApp, activity: Activity, host: str, port: int) -> None:
     """Serves until SIGINT or SIGTERM, then drains; exits 0 after a drain, 1 where the start failed."""
     with listen(host, port, _BACKLOG) as sock:
-        server = uvicorn.Server(
+        server = _DrainingServer(
             uvicorn.Config(
                 app,
                 loop="uvloop",
@@ -86,7 +115,8 @@ def _serve(app: ASGIApp, host: str, port: int) -> None:
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_DRAIN_S,
                 backlog=_BACKLOG,
-            )
+            ),
+            activity,
         )
         # uvicorn raises the signal that stopped it once more when it has drained; that is a clean end.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
