@@ -12,7 +12,8 @@ from app.exchange import Exchange
 from app.types import Decision, Verdict
 
 _GRACE = 1.0
-"""Seconds that a completion may still wait for its commit once the request's own deadline has passed."""
+"""Seconds that a record may wait for its commit even where the request's own deadline is nearer, or has passed: a
+caller in a hurry is told that its time is up, not that the audit trail is broken."""
 
 
 class Recorder:
@@ -27,7 +28,7 @@ class Recorder:
     async def permitted(self, exchange: Exchange, region: str) -> None:
         """Make the decision to serve in `region` durable; raises `AuditUnavailable`."""
         record = await self._decision(exchange, region, region=region)
-        await self._append(exchange, region, [record], exchange.left())
+        await self._append(exchange, region, [record], max(exchange.left(), _GRACE))
         exchange.record = record
 
     async def refused(self, exchange: Exchange, error: GatewayError) -> None:
@@ -42,7 +43,7 @@ class Recorder:
         """Make decision and completion of an answer from the cache durable in one commit."""
         record = await self._decision(exchange, region, region=region)
         end = self._completion(exchange, record, "served", status, cache="HIT", bytes_out=size)
-        await self._append(exchange, region, [record, end], exchange.left())
+        await self._append(exchange, region, [record, end], max(exchange.left(), _GRACE))
         exchange.record, exchange.completed = record, True
 
     async def completed(

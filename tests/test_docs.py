@@ -12,6 +12,7 @@ from prometheus_client import generate_latest
 from pydantic import BaseModel
 
 from app import errors
+from app.activity import Activity
 from app.cli import tidegate
 from app.config import Rate, Settings
 from app.law import load_law
@@ -94,7 +95,7 @@ CONFIG = ROOT / "configs" / "compose" / "us-east.yaml"
 async def gateway(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """The gateway in this process, not started: what it says of itself needs no backend and no audit trail."""
     settings = load(CONFIG, {"TIDEGATE_AUDIT__PATH": str(tmp_path)})
-    app = create_app(settings, load_law(settings, CONFIG.parent), {})
+    app = create_app(settings, load_law(settings, CONFIG.parent), {}, Activity())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
         yield client
 
