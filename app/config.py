@@ -289,14 +289,26 @@ class ResilienceSettings(Section):
 
 class AuditSettings(Section):
     path: Path = Field(default=Path("var/audit"), validate_default=True)
+    keys: Path | None = None
+    """Directory of the private keys; None takes `keys` beside `path`. A copy of `path` must not carry them."""
     retention: Duration = 365 * 86400.0
     commit_deadline: Duration = 1.0
 
-    @field_validator("path")
+    @field_validator("path", "keys")
     @classmethod
-    def _beside_the_file(cls, value: Path, info: ValidationInfo) -> Path:
+    def _beside_the_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         base: Path = (info.context or {}).get("base", Path())
-        return base / value
+        return None if value is None else base / value
+
+    @model_validator(mode="after")
+    def _apart(self) -> Self:
+        if self.key_directory.is_relative_to(self.path.absolute()):
+            raise ValueError("keys lies inside path; write a directory outside of it")
+        return self
+
+    @property
+    def key_directory(self) -> Path:
+        return (self.keys or self.path.parent / "keys").absolute()
 
 
 class Settings(Section):

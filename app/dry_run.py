@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -47,6 +47,21 @@ class ExplainRequest(BaseModel):
     at: date | None = None
 
 
+def as_json(answer: Explanation | InvalidRequest) -> dict[str, Any]:
+    """The shape of the contract: the same for the command and the endpoint."""
+    if isinstance(answer, Explanation):
+        return answer.as_json()
+    return {
+        "status": answer.status,
+        "code": answer.code,
+        "reason": None,
+        "permitted": [],
+        "chosen": None,
+        "regions": [],
+        "param": answer.param,
+    }
+
+
 def to_question(options: ExplainRequest, settings: Settings, tenant: Tenant, today: date) -> Question:
     """The residency question of a dry run; raises `InvalidRequest` or `UnknownRegion` naming the option at fault.
 
@@ -75,13 +90,21 @@ def explain(
     states: Sequence[RegionState],
     origin: Place | None,
     today: date,
-) -> Explanation:
-    """The decision and ranking that such a request would get now, with the regions in `down` counted as down."""
-    question = to_question(options, settings, tenant, today)
-    if not book.switches.issuperset(options.disabled):
-        raise InvalidRequest("field_value", param="disabled", expected=sorted(book.switches))
+) -> Explanation | InvalidRequest:
+    """The decision and ranking that such a request would get now, with the regions in `down` counted as down.
+
+    A request that would be refused as malformed gives that error; raises `InvalidRequest` where it is the dry run
+    itself that is (an option that no request has).
+    """
+    switches = book.switches | {instrument.id for instrument in tenant.instruments}
+    if not switches.issuperset(options.disabled):
+        raise InvalidRequest("field_value", param="disabled", expected=sorted(switches))
     down = {known_region(settings, region, "down") for region in options.down}
-    prefer = tuple(known_region(settings, region, "prefer") for region in options.prefer)
+    try:
+        question = to_question(options, settings, tenant, today)
+        prefer = tuple(known_region(settings, region, "prefer") for region in options.prefer)
+    except InvalidRequest as refused:
+        return refused
     return resolve(
         decide(question, tenant, settings.regions, settings.residency, book),
         states=[replace(state, up=state.up and state.id not in down) for state in states],

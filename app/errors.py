@@ -22,10 +22,14 @@ GatewayError
 `- DeadlineExceeded        504 deadline_exceeded
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from typing import Any, ClassVar
 
 from app.types import Reason
+
+_RESTART = timedelta(seconds=5)
+"""When to come back where no region is up: by then a worker has usually been started again."""
 
 
 class GatewayError(Exception):
@@ -37,7 +41,7 @@ class GatewayError(Exception):
     """
 
     code: ClassVar[str]
-    status: ClassVar[int]
+    status: int
     openai_type: ClassVar[str] = "invalid_request_error"
 
     def __init__(
@@ -125,6 +129,12 @@ class Overloaded(GatewayError):
 
 class NoHealthyRegion(GatewayError):
     code, status, openai_type = "no_healthy_region", 503, "server_error"
+
+    @classmethod
+    def among(cls, regions: Sequence[str]) -> "NoHealthyRegion":
+        """Lawful regions exist, these, and none of them is up."""
+        reason = Reason.NO_COMPLIANT_HEALTHY
+        return cls(reason=reason, extra={"reason": reason}, regions=list(regions), retry_after=_RESTART)
 
 
 class AuditUnavailable(GatewayError):

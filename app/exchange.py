@@ -8,9 +8,10 @@ from datetime import datetime
 
 from app.access import Principal
 from app.audit.record import Attempt, Record
-from app.policy.explain import Explanation
 from app.types import Caller, Decision, Head, Question, Wire
 
+CLIENT_CLOSED = 499
+"""The status recorded where the client left before its answer (nginx's convention)."""
 DEFAULT_DEADLINE = 120.0
 """Seconds that a request may take where its caller names no deadline."""
 
@@ -28,6 +29,8 @@ class Exchange:
     started: float = field(default_factory=time.monotonic)
     timeout: float = DEFAULT_DEADLINE
     """Seconds after `started` by which the caller wants its answer."""
+    bounds_stream: bool = False
+    """Whether a streamed answer, too, has to be whole by then; else the time is for each part of it."""
     inference: bool = False
     """Whether this is a request for inference: one that is decided about, and recorded."""
     principal: Principal | None = None
@@ -36,7 +39,6 @@ class Exchange:
     prefer: tuple[str, ...] = ()
     subject_id: str | None = None
     decision: Decision | None = None
-    explanation: Explanation | None = None
     model: str | None = None
     bytes_in: int = 0
     body_read: bool = False

@@ -14,11 +14,12 @@ from app.types import Caller, Head, Question, Wire
 from regions import catalogue
 
 _MEDIA = {
+    "problem": ("application/json",),
     "openai": ("application/json",),
     "kserve": ("application/json", "application/octet-stream"),
 }
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
-_TRACEPARENT = re.compile(r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+_TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
 _SUBJECT_ID_LIMIT = 512
 
 
@@ -67,8 +68,11 @@ def check_body_head(headers: Headers, wire: Wire, limit: int) -> None:
         raise UnsupportedMediaType(param="Content-Encoding", value=coding, expected="identity")
 
 
-def timeout(headers: Headers) -> float:
-    """Seconds that the caller gives this request: X-Request-Timeout-Ms, else x-stainless-read-timeout (seconds)."""
+def timeout(headers: Headers) -> tuple[float, bool]:
+    """Seconds that the caller gives this request, and whether they bound a whole stream.
+
+    X-Request-Timeout-Ms does; x-stainless-read-timeout (seconds) is the SDK's patience with each read.
+    """
     for name, unit in (("X-Request-Timeout-Ms", 0.001), ("x-stainless-read-timeout", 1.0)):
         sent = single(headers, name)
         if sent is None:
@@ -79,8 +83,8 @@ def timeout(headers: Headers) -> float:
             raise InvalidRequest("header", param=name, value=sent) from None
         if not 0 < seconds <= 86400:  # noqa: PLR2004 - a day; also refuses NaN
             raise InvalidRequest("header", param=name, value=sent)
-        return seconds
-    return DEFAULT_DEADLINE
+        return seconds, unit < 1
+    return DEFAULT_DEADLINE, False
 
 
 def subject_code(value: str, param: str) -> str:

@@ -5,17 +5,16 @@ import math
 from contextlib import suppress
 from datetime import timedelta
 from http import HTTPStatus
-from typing import Any
 
-import orjson
 from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.errors import AuditUnavailable, GatewayError, Misdirected
+from app.errors import AuditUnavailable, GatewayError
 from app.exchange import Exchange
 from app.i18n import Translator
 from app.pipeline import Gateway
+from app.shapes import kserve_error, openai_error, problem
 
 _SMALL_BODY = 64 << 10
 _DRAIN_BYTES = 32 << 20
@@ -81,7 +80,6 @@ class Failures:
 
 def render(exchange: Exchange, error: GatewayError, translator: Translator) -> Refusal:
     """The answer for an error, in the exchange's wire shape and language."""
-    status = 307 if isinstance(error, Misdirected) and "Location" in error.headers else error.status
     values = {**error.values, "param": error.param, "reason": error.reason}
     message = translator.message(error.message_id, exchange.language, values)
     headers = {
@@ -93,24 +91,15 @@ def render(exchange: Exchange, error: GatewayError, translator: Translator) -> R
     if error.reason:
         headers["X-Route-Reason"] = error.reason
     media = "application/problem+json" if exchange.wire == "problem" else "application/json"
-    return Refusal(orjson.dumps(_body(exchange, error, message)), status, headers, media)
+    return Refusal(_body(exchange, error, message), error.status, headers, media)
 
 
-def _body(exchange: Exchange, error: GatewayError, message: str) -> dict[str, Any]:
+def _body(exchange: Exchange, error: GatewayError, message: str) -> bytes:
     if exchange.wire == "kserve":
-        return {"error": message}
+        return kserve_error(message)
     if exchange.wire == "openai":
-        fields = {"message": message, "type": error.openai_type, "param": error.param, "code": error.code}
-        return {"error": fields | error.extra}
-    return {
-        "type": f"urn:tidegate:error:{error.code}",
-        "title": HTTPStatus(error.status).phrase,
-        "status": error.status,
-        "detail": message,
-        "instance": f"urn:tidegate:request:{exchange.request_id}",
-        "code": error.code,
-        **error.extra,
-    }
+        return openai_error(message, error.openai_type, param=error.param, code=error.code, extra=error.extra)
+    return problem(message, error.status, error.code, exchange.request_id, error.extra)
 
 
 def _retry_headers(error: GatewayError) -> dict[str, str]:

@@ -17,12 +17,13 @@ from app.fleet.registry import BackendState, Registry
 from app.fleet.worker_client import AttemptFailed, UpstreamReply, WorkerClient
 from app.policy.retry import Budget, delay
 from app.telemetry.metrics import Metrics
-from app.types import Call, PermittedRegion, Reason
+from app.types import Call, PermittedRegion
 
 log = structlog.get_logger("tidegate.forwarding")
 
 _SERVICE_UNAVAILABLE = 503
-_GATEWAY_TIMEOUT = 504
+_TRACESTATE_LIMIT = 512
+"""Characters that every participant should pass on (W3C Trace Context, section 3.3.1.5)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +47,10 @@ class Forwarder:
         self._metrics = metrics
         self._budget = Budget()
 
-    async def forward(self, exchange: Exchange, call: Call, ranked: Sequence[PermittedRegion]) -> Forwarded:
-        """The first usable answer.
+    async def forward(
+        self, exchange: Exchange, call: Call, ranked: Sequence[PermittedRegion], lawful: Sequence[PermittedRegion]
+    ) -> Forwarded:
+        """The first usable answer; `lawful` are the permitted regions that serve the model, up or not.
 
         Raises `NoHealthyRegion` where none of the ranked regions is up any more, `DeadlineExceeded`, `Overloaded` where
         every attempt was shed, and `UpstreamFailed`.
@@ -62,14 +65,14 @@ class Forwarder:
             if found is None:
                 if failure is not None and failure.outcome == "status":
                     break
-                raise NoHealthyRegion(
-                    reason=Reason.NO_COMPLIANT_HEALTHY, regions=list(ranked), retry_after=timedelta(seconds=5)
-                )
+                raise NoHealthyRegion.among(lawful)
             tried.add(found[1])
             try:
                 return await self._attempt(exchange, call, *found)
             except AttemptFailed as error:
                 failure = error
+        if failure is not None and failure.outcome != "status" and self._next(call, ranked, set()) is None:
+            raise NoHealthyRegion.among(lawful)
         raise self._give_up(exchange, failure)
 
     def ended(self, forwarded: Forwarded, *, failed: bool) -> None:
@@ -129,7 +132,7 @@ class Forwarder:
             self._metrics.attempt(region, outcome, time.monotonic() - started)
 
     def _give_up(self, exchange: Exchange, failure: AttemptFailed | None) -> GatewayError:
-        late = failure is None or failure.status == _GATEWAY_TIMEOUT or failure.outcome == "timeout"
+        late = failure is None or failure.outcome == "timeout"
         if late or exchange.left() <= 0:
             return DeadlineExceeded(limit=timedelta(seconds=exchange.timeout))
         if failure is not None and _shed(failure):
@@ -146,4 +149,7 @@ def _passed_on(exchange: Exchange) -> dict[str, str]:
     headers = {"x-request-id": exchange.request_id}
     if exchange.traceparent:
         headers["traceparent"] = exchange.traceparent
+        state = exchange.head.headers.get("tracestate", "")
+        if 0 < len(state) <= _TRACESTATE_LIMIT and state.isascii() and state.isprintable():
+            headers["tracestate"] = state
     return headers

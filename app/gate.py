@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 import uuid
 from datetime import UTC, datetime, timedelta
 
@@ -11,8 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.activity import Activity
 from app.errors import GatewayError, InternalError, PayloadTooLarge, RequestTimeout
-from app.exchange import Exchange
-from app.facts import request_id, traceparent
+from app.exchange import CLIENT_CLOSED, Exchange
+from app.facts import check_body_head, request_id, traceparent
 from app.failures import Failures
 from app.i18n import Translator
 from app.pipeline import Gateway
@@ -27,8 +28,8 @@ _GUARDED = re.compile(r"^/v1/|^/v2/models/")
 
 BODY_IDLE = 10.0
 """Seconds without a byte of an announced body after which the client is told 408."""
-CLIENT_CLOSED = 499
-"""The status counted where the client left before any answer began (nginx's convention)."""
+BODY_RATE = 16 << 10
+"""Bytes a second that a body has to come at, once `BODY_IDLE` seconds have passed."""
 
 log = structlog.get_logger("tidegate.gate")
 
@@ -112,6 +113,8 @@ class Gate:
                     await self._gateway.admit(exchange)
                 elif _GUARDED.match(exchange.head.path):
                     self._gateway.authenticate(exchange)
+                    if exchange.head.method == "POST":
+                        check_body_head(exchange.head.headers, exchange.wire, self._body_limit)
         except GatewayError as error:
             refusal = await self._failures.answer(exchange, error)
             await refusal(scope, receive, send)
@@ -168,18 +171,25 @@ class _Incoming:
         self._receive = receive
         self._exchange = exchange
         self._limit = limit
+        self._begun = time.monotonic()
 
     async def __call__(self) -> Message:
         if self._exchange.body_read:
             return await self._receive()
+        patience = self._patience()
         try:
-            async with asyncio.timeout(BODY_IDLE):
+            async with asyncio.timeout(patience):
                 message = await self._receive()
         except TimeoutError:
-            raise RequestTimeout(limit=timedelta(seconds=BODY_IDLE)) from None
+            raise RequestTimeout(limit=timedelta(seconds=time.monotonic() - self._begun)) from None
         if message["type"] == "http.request":
             self._exchange.bytes_in += len(message.get("body", b""))
             self._exchange.body_read = not message.get("more_body", False)
             if self._exchange.bytes_in > self._limit:
                 raise PayloadTooLarge(limit=self._limit)
         return message
+
+    def _patience(self) -> float:
+        """Seconds for the next part: no part may be long in coming, nor all of them together, nor past the deadline."""
+        due = self._begun + BODY_IDLE + self._exchange.bytes_in / BODY_RATE
+        return min(BODY_IDLE, due - time.monotonic(), self._exchange.left())

@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from http import HTTPStatus
 from importlib.metadata import version
+from types import MappingProxyType
 
 import structlog
 from fastapi import FastAPI, Request
@@ -25,7 +26,9 @@ from app.audit.reader import Reader
 from app.audit.writer import Trail, TrailError
 from app.caller import Geo
 from app.config import RESERVED_LOG, Settings
+from app.delivery import Delivery
 from app.errors import GatewayError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
+from app.exchange import CLIENT_CLOSED
 from app.failures import Failures
 from app.fleet.prober import Prober
 from app.fleet.registry import Registry
@@ -34,7 +37,7 @@ from app.forwarding import Forwarder
 from app.gate import Gate
 from app.i18n import LOCALES, Translator
 from app.limiting import Limiter
-from app.pipeline import CLIENT_CLOSED, Gateway
+from app.pipeline import Gateway
 from app.policy.rules import LawBook
 from app.recorder import Recorder
 from app.stores.memory import MemoryCache, MemoryLimits
@@ -43,6 +46,18 @@ from app.views import Views
 from regions import catalogue
 
 VERSION = version("tidegate")
+_KINDS = MappingProxyType(
+    {
+        "string": "string",
+        "int": "integer",
+        "float": "number",
+        "bool": "boolean",
+        "date": "YYYY-MM-DD",
+        "tuple": "array",
+        "too_long": "<= 64",
+    }
+)
+"""What a field of a dry run may be, by the beginning of pydantic's name for the problem."""
 _DEPTH = {"minimal": 256, "standard": 64, "strict": 32}
 """Levels that a JSON body may nest, by gateway.security."""
 
@@ -59,15 +74,19 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
     client = WorkerClient(registry, settings)
     logs = [*(region.id for region in settings.regions), RESERVED_LOG]
     trail = Trail(settings.audit, logs, metrics.committed)
+    limiter = Limiter(MemoryLimits(), metrics)
+    forwarder = Forwarder(registry, client, settings.resilience.retry, metrics)
+    recorder = Recorder(trail, Pseudonyms(settings.audit), book.digest, settings.gateway.region)
     gateway = Gateway(
         settings=settings,
         book=book,
         keys=KeyRing(settings.tenants),
         geo=Geo(),
         registry=registry,
-        forwarder=Forwarder(registry, client, settings.resilience.retry, metrics),
-        limiter=Limiter(MemoryLimits(), metrics),
-        recorder=Recorder(trail, Pseudonyms(settings.audit), book.digest, settings.gateway.region),
+        forwarder=forwarder,
+        limiter=limiter,
+        recorder=recorder,
+        delivery=Delivery(recorder, forwarder, limiter, cache),
         cache=cache,
         metrics=metrics,
     )
@@ -104,6 +123,7 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
         summary="Multi-region inference gateway that fails closed on data residency",
         lifespan=lifespan,
         redoc_url=None,
+        redirect_slashes=False,  # it would build the address from the caller's Host, and repeat the body there
     )
     depth = _DEPTH[settings.gateway.security]
     app.state.gateway_reader = Reader(settings.audit, logs)
@@ -175,8 +195,11 @@ def _invalid(error: RequestValidationError) -> InvalidRequest:
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
     if first["type"] == "json_invalid":
         return InvalidRequest("json", position=first["loc"][-1])
-    if first["type"] == "missing":
+    if first["type"] == "missing" and place:
         return InvalidRequest("field_missing", param=place)
     if first["type"] == "extra_forbidden":
         return InvalidRequest("field_unknown", param=place)
-    return InvalidRequest("field_type", param=place, expected=first["type"].removesuffix("_type"))
+    kind = next((name for start, name in _KINDS.items() if first["type"].startswith(start)), first["type"])
+    if not place:
+        return InvalidRequest("not_object")
+    return InvalidRequest("field_type", param=place, expected=kind)

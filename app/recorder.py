@@ -28,14 +28,14 @@ class Recorder:
     async def permitted(self, exchange: Exchange, region: str) -> None:
         """Make the decision to serve in `region` durable; raises `AuditUnavailable`."""
         record = await self._decision(exchange, region, region=region)
-        await self._append(exchange, region, [record], max(exchange.left(), _GRACE))
+        await self._append(exchange, region, [record], exchange.left())
         exchange.record = record
 
     async def refused(self, exchange: Exchange, error: GatewayError) -> None:
         """Make a refusal durable, its decision and completion in one commit; raises `AuditUnavailable`."""
         log = self._log_of_refusal(exchange, error)
         record = await self._decision(exchange, log, error=error)
-        end = self._completion(exchange, record, "refused", error.status)
+        end = self._completion(exchange, record, "refused", error.status, error=error)
         await self._append(exchange, log, [record, end], _GRACE)
         exchange.record, exchange.completed = record, True
 
@@ -43,11 +43,18 @@ class Recorder:
         """Make decision and completion of an answer from the cache durable in one commit."""
         record = await self._decision(exchange, region, region=region)
         end = self._completion(exchange, record, "served", status, cache="HIT", bytes_out=size)
-        await self._append(exchange, region, [record, end], max(exchange.left(), _GRACE))
+        await self._append(exchange, region, [record, end], exchange.left())
         exchange.record, exchange.completed = record, True
 
     async def completed(
-        self, exchange: Exchange, outcome: CompletionOutcome, status: int | None, *, region: str | None, size: int = 0
+        self,
+        exchange: Exchange,
+        outcome: CompletionOutcome,
+        status: int | None,
+        *,
+        region: str | None = None,
+        size: int = 0,
+        error: GatewayError | None = None,
     ) -> None:
         """Make the completion that is owed durable; does nothing where none is. Raises `AuditUnavailable`."""
         if exchange.record is None or exchange.completed or exchange.audit_log is None:
@@ -61,6 +68,7 @@ class Recorder:
             region=region,
             cache=exchange.headers.get("X-Cache-Status"),
             bytes_out=size,
+            error=error,
         )
         await self._append(exchange, exchange.audit_log, [end], max(exchange.left(), _GRACE))
 
@@ -104,6 +112,7 @@ class Recorder:
             subject=await self._subject(exchange, log),
             model=exchange.model,
             status=error.status if error else None,
+            code=error.code if error else None,
             policy_digest=self._policy_digest,
             trace_id=exchange.traceparent.split("-")[1] if exchange.traceparent else None,
             bytes_in=exchange.bytes_in,
@@ -123,6 +132,7 @@ class Recorder:
         region: str | None = None,
         cache: str | None = None,
         bytes_out: int = 0,
+        error: GatewayError | None = None,
     ) -> Record:
         return completion(
             id=uuid.uuid4().hex,
@@ -131,6 +141,8 @@ class Recorder:
             outcome=outcome,
             status=status,
             region=region,
+            reason=error.reason if error else None,
+            code=error.code if error else None,
             cache=cache,
             attempts=exchange.attempts,
             bytes_in=exchange.bytes_in,
@@ -147,6 +159,5 @@ def _verdict(decided: Decision | None, region: str | None) -> Verdict | None:
 
 
 def _reason(exchange: Exchange, error: GatewayError | None) -> str | None:
-    if error is not None:
-        return error.reason or (exchange.decision.reason if exchange.decision else error.code)
-    return exchange.decision.reason if exchange.decision else None
+    decided = exchange.decision.reason if exchange.decision else None
+    return (error.reason if error else None) or decided

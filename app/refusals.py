@@ -1,15 +1,10 @@
 """From an explanation that permits nothing to the error that tells its caller why, and what would be right."""
 
-from collections.abc import Sequence
-from datetime import timedelta
-
 from app.config import Settings
 from app.errors import Forbidden, GatewayError, Misdirected, NoHealthyRegion, ResidencyDenied
 from app.policy.explain import Explanation
 from app.types import Decision, Question, Reason
 
-RETRY_AFTER = timedelta(seconds=5)
-"""When to come back where no region is up: by then a worker has usually been started again."""
 _BLOCKED_BY = {"Link": '</v1/route/explain>; rel="blocked-by"'}
 """RFC 7725, section 4: who blocks. It is this gateway, and there it says why."""
 
@@ -20,7 +15,7 @@ def refusal(
     """The error for a decision that permits no region that is up, or none from where this gateway stands."""
     match explanation.code:
         case "no_healthy_region":
-            return nobody_up(decision.permitted)
+            return NoHealthyRegion.among(decision.permitted)
         case "misdirected":
             return _misdirected(decision, settings, path)
         case "forbidden":
@@ -35,16 +30,6 @@ def refusal(
         law=decision.law,
         region=question.requested,
         permitted=lawful,
-    )
-
-
-def nobody_up(regions: Sequence[str]) -> NoHealthyRegion:
-    """The error where lawful regions exist and none of them is up."""
-    return NoHealthyRegion(
-        reason=Reason.NO_COMPLIANT_HEALTHY,
-        extra={"reason": Reason.NO_COMPLIANT_HEALTHY},
-        regions=list(regions),
-        retry_after=RETRY_AFTER,
     )
 
 
@@ -66,11 +51,14 @@ def _misdirected(decision: Decision, settings: Settings, path: str) -> Misdirect
     gateway = settings.gateway
     lawful = _lawful(decision)
     hosts = [gateway.public_urls[region] for region in lawful if region in gateway.public_urls]
-    redirect = hosts and settings.residency.misdirected == "redirect"
-    return Misdirected(
+    error = Misdirected(
         reason=Reason.MISDIRECTED,
-        headers={"Location": hosts[0] + path} if redirect else {},
         extra={"reason": Reason.MISDIRECTED, "hosts": hosts},
         region=gateway.region,
         hosts=hosts or lawful,
     )
+    if hosts and settings.residency.misdirected == "redirect":
+        # 307 keeps method and body; never 308, which a browser would remember for every later subject.
+        error.status = 307
+        error.headers["Location"] = hosts[0] + path
+    return error

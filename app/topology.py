@@ -47,7 +47,11 @@ def plan(settings: Settings, config: Path, port: int | None, environ: Mapping[st
     make = _Maker(config, addresses, logs, _WILDCARDS.get(host, host))
     gateways = [make.gateway("gateway", first, shared)]
     for index, region in enumerate(regions):
-        own = {**shared, "TIDEGATE_AUDIT__PATH": str((settings.audit.path / region).absolute())}
+        own = {
+            **shared,
+            "TIDEGATE_AUDIT__PATH": str((settings.audit.path / region).absolute()),
+            "TIDEGATE_AUDIT__KEYS": str(settings.audit.key_directory / region),
+        }
         gateways.append(make.gateway(f"gateway {region}", first + 1 + index, own, "--region", region))
     workers = tuple(make.worker(region, worker_port + index, environ) for index, region in enumerate(managed))
     ports = tuple(range(first, first + 1 + len(regions)))

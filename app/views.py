@@ -7,15 +7,12 @@ from typing import Any
 from app.access import Principal
 from app.activity import Activity
 from app.config import Settings
-from app.dry_run import ExplainRequest, explain
+from app.dry_run import ExplainRequest, as_json, explain
 from app.errors import InvalidRequest, ModelNotFound, NoHealthyRegion
 from app.exchange import Exchange
 from app.fleet.prober import Prober
 from app.fleet.registry import Registry
-from app.policy.explain import Explanation
 from app.policy.rules import LawBook
-from app.refusals import RETRY_AFTER
-from app.types import Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,19 +47,17 @@ class Views:
         states = self.registry.states()
         return any(states[region].up for region in regions)
 
-    async def describe_model(self, model: str, version: str | None) -> bytes:
-        """KServe metadata (JSON) as a worker tells it; raises `ModelNotFound` or `NoHealthyRegion`."""
+    async def describe_model(self, model: str, version: str | None) -> dict[str, Any]:
+        """KServe metadata as a worker tells it; raises `ModelNotFound` or `NoHealthyRegion`."""
         up = self.serving_now(model)
-        found = await self.prober.describe_model(model, version)
-        if found is not None:
+        found = await self.prober.describe_model(model)
+        if found is not None and (version is None or version in found.get("versions", ())):
             return found
         if up:
             raise ModelNotFound(param="model", model=f"{model}/versions/{version}" if version else model)
-        raise NoHealthyRegion(
-            reason=Reason.NO_COMPLIANT_HEALTHY, regions=list(self.models()[model]), retry_after=RETRY_AFTER
-        )
+        raise NoHealthyRegion.among(self.models()[model])
 
-    def explain(self, exchange: Exchange, principal: Principal, options: ExplainRequest) -> Explanation:
+    def explain(self, exchange: Exchange, principal: Principal, options: ExplainRequest) -> dict[str, Any]:
         """A dry run at the caller's place; another tenant's needs the scope `admin`."""
         tenant = principal.tenant
         if options.tenant not in (None, tenant.id):
@@ -73,12 +68,14 @@ class Views:
                     "field_value", param="tenant", expected=[each.id for each in self.settings.tenants]
                 )
             tenant = found
-        return explain(
-            options,
-            settings=self.settings,
-            book=self.book,
-            tenant=tenant,
-            states=list(self.registry.states().values()),
-            origin=exchange.caller.place if exchange.caller else None,
-            today=datetime.now(UTC).date(),
+        return as_json(
+            explain(
+                options,
+                settings=self.settings,
+                book=self.book,
+                tenant=tenant,
+                states=list(self.registry.states().values()),
+                origin=exchange.caller.place if exchange.caller else None,
+                today=datetime.now(UTC).date(),
+            )
         )

@@ -6,7 +6,7 @@ It stands outside `regions.worker` so that `tidegate check` can validate the who
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
 MODELS = ("minilm", "minilm-moe", "dynamic-moe")
 """The models that a worker can serve."""
@@ -15,17 +15,19 @@ _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
-def parse_duration(value: Any) -> Any:
+def _duration(value: Any, info: ValidationInfo) -> Any:
     """Seconds from text such as `50ms`, `5s`, `5m`, `1h`, `365d`; raises ValueError for text of another form."""
     if isinstance(value, str):
         match = _DURATION.match(value.strip())
         if not match:
             raise ValueError(f"{value!r} is not a duration; write a number and a unit, such as 50ms, 5s, 5m, 1h or 30d")
         return float(match[1]) * _SECONDS[match[2]]
+    if info.context:  # read from a file, where a bare number would leave the reader guessing at its unit
+        raise ValueError(f"{value!r} has no unit; write a number and a unit, such as 50ms, 5s, 5m, 1h or 30d")
     return value
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
 """A length of time, held in seconds."""
 
 

@@ -113,7 +113,7 @@ def string(entry: Mapping[str, Any], key: str, path: str) -> str:
     if not isinstance(value, str):
         raise wrong_type(f"{path}.{key}", "string")
     if len(value) > _MAX_NAME:  # names are told back in refusals and logs
-        raise wrong_value(f"{path}.{key}", f"<= {_MAX_NAME} characters")
+        raise wrong_value(f"{path}.{key}", f"length <= {_MAX_NAME}")
     return value
 
 
@@ -132,7 +132,7 @@ def _shape(entry: Mapping[str, Any], path: str) -> tuple[int, ...]:
     if shape is None:
         raise missing(path)
     if not isinstance(shape, list) or not all(type(size) is int for size in shape):
-        raise wrong_type(path, "array of integers")
+        raise wrong_type(path, "integer[]")
     # The rank is bounded before the product is taken: a million large dimensions would multiply for hours.
     if not 1 <= len(shape) <= _MAX_RANK or min(shape) < 1 or prod(shape) > MAX_VALUES:
         raise wrong_value(path, f"1..{MAX_VALUES}")

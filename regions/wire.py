@@ -171,9 +171,9 @@ def _objects(raw: Mapping[str, Any], key: str, *, needed: bool = True) -> list[d
             raise missing(key)
         return []
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise wrong_type(key, "array of objects")
+        raise wrong_type(key, "object[]")
     if needed and not entries:
-        raise wrong_value(key, "array of objects")
+        raise wrong_value(key, "object[]")
     return entries
 
 

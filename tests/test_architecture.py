@@ -318,11 +318,11 @@ def _is_prose(value: ast.expr) -> bool:
 
 
 def test_only_one_place_renders_errors() -> None:
-    """No handler builds error JSON: `app.failures` alone writes the three shapes."""
+    """No handler builds error JSON: `app.shapes` alone writes the three of them."""
     built = [
         at(name, node)
         for name in SOURCES
-        if name.startswith("app/") and name != "app/failures.py"
+        if name.startswith("app/") and name != "app/shapes.py"
         for node in found(name, ast.Dict)
         if any(isinstance(key, ast.Constant) and key.value == "error" for key in node.keys)
     ]

@@ -289,11 +289,15 @@ def test_environment_problem_names_the_variable(tmp_path: Path, name: str, value
 def test_environment_values_arrive_as_they_were_written(entries: int, seconds: float, posture: str) -> None:
     environ = {
         "TIDEGATE_CACHE__MAX_ENTRIES": json.dumps(entries),
-        "TIDEGATE_CACHE__TTL": repr(seconds),
+        "TIDEGATE_CACHE__TTL": f"{seconds:.3f}s",
         "TIDEGATE_RESIDENCY__POSTURE": posture,
     }
     found = load_text(SMALL, Path("x.yaml"), environ)
-    assert (found.cache.max_entries, found.cache.ttl, found.residency.posture) == (entries, seconds, posture)
+    assert (found.cache.max_entries, found.cache.ttl, found.residency.posture) == (
+        entries,
+        float(f"{seconds:.3f}"),
+        posture,
+    )
 
 
 def test_one_managed_worker_a_region(tmp_path: Path) -> None:

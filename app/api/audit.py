@@ -64,7 +64,7 @@ def _parameters(request: Request) -> dict[str, str]:
         if name not in _KNOWN:
             raise _refused(name, ", ".join(_KNOWN))
         if name in given or not value:
-            raise _refused(name, "one value")
+            raise _refused(name, f"{name}=...")
         given[name] = value
     return given
 

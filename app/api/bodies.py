@@ -1,10 +1,23 @@
-"""What a reader of `regions.wire` refuses, as the gateway's own error."""
+"""Reading bodies: off the event loop where they are large, and what the reader refuses as the gateway's own error."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from app.errors import InvalidRequest
+from app.types import Call
 from regions.wire import InvalidInput
+
+_LARGE = 64 << 10
+"""Bytes above which reading takes longer than handing the work to a thread."""
+
+
+async def read_call(to_call: Callable[..., Call], *arguments: Any) -> Call:
+    """`to_call(*arguments)`, in a thread where a body among the arguments is large: other requests go on meanwhile."""
+    if any(isinstance(one, bytes) and len(one) > _LARGE for one in arguments):
+        return await asyncio.to_thread(to_call, *arguments)
+    return to_call(*arguments)
 
 
 @contextmanager

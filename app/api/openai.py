@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
 from app.api.access import exchange_of, require
-from app.api.bodies import refusals
+from app.api.bodies import read_call, refusals
 from app.api.replies import answer
 from app.errors import InvalidRequest, ModelNotFound
 from app.pipeline import Gateway
@@ -58,7 +58,7 @@ def routes(gateway: Gateway, views: Views, depth: int, sampled: bool) -> APIRout
 
     async def infer(request: Request) -> Response:
         exchange = exchange_of(request)
-        call = to_call(exchange.head.path, await request.body(), depth, sampled)
+        call = await read_call(to_call, exchange.head.path, await request.body(), depth, sampled)
         return await answer(request, gateway.answer(exchange, call))
 
     for path, summary, extra in (

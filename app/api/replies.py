@@ -5,18 +5,12 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import suppress
 from typing import Any
 
-import structlog
 from fastapi import Request
 from starlette.responses import Response, StreamingResponse
 
 from app.errors import GatewayError
+from app.exchange import CLIENT_CLOSED
 from app.types import Reply
-
-log = structlog.get_logger("tidegate.api")
-
-
-class HungUp(Exception):
-    """The client closed its connection before its answer was ready."""
 
 
 async def answer(request: Request, work: Coroutine[Any, Any, Reply]) -> Response:
@@ -32,7 +26,7 @@ async def answer(request: Request, work: Coroutine[Any, Any, Reply]) -> Response
             with suppress(asyncio.CancelledError, GatewayError):
                 await task
     if task.cancelled():
-        return Response(status_code=499)
+        return Response(status_code=CLIENT_CLOSED)
     return _response(task.result())
 
 

@@ -17,8 +17,7 @@ def routes(views: Views) -> APIRouter:
     async def explain(
         request: Request, options: ExplainRequest, principal: Annotated[Principal, Depends(require("infer"))]
     ) -> dict[str, Any]:
-        explained: dict[str, Any] = views.explain(exchange_of(request), principal, options).as_json()
-        return explained
+        return views.explain(exchange_of(request), principal, options)
 
     @router.get(
         "/regions",

@@ -25,16 +25,11 @@ def is_pseudonym(value: str) -> bool:
     return bool(_PSEUDONYM.match(value))
 
 
-def key_directory(settings: AuditSettings) -> Path:
-    """Where the keys of this audit directory lie: `keys`, beside it."""
-    return settings.path.absolute().parent / "keys"
-
-
 class Pseudonyms:
     """Makes pseudonyms; a region's key is read, or made, when it is first needed."""
 
     def __init__(self, settings: AuditSettings) -> None:
-        self._directory = key_directory(settings)
+        self._directory = settings.key_directory
         self._keys: dict[str, bytes] = {}
 
     async def of(self, region: str, subject_id: str | None) -> str | None:

@@ -73,6 +73,7 @@ def decision(
     decided: Decision | None = None,
     verdict: Verdict | None = None,
     reason: str | None = None,
+    code: str | None = None,
     region: str | None = None,
     subject: str | None = None,
     subject_country: str | None = None,
@@ -86,8 +87,9 @@ def decision(
     """A decision, without `log` and `seq`, which the writer adds.
 
     `region` is the one chosen, None on refusal; `verdict` is that region's, and its rule, law and reason then stand for
-    the decision's own. `reason` overrides both (`NO_COMPLIANT_HEALTHY`, or an error's code where nothing was decided).
-    `subject` is a pseudonym, never the caller's id. `status` is the HTTP status of a refusal; None when permitted.
+    the decision's own. `reason` overrides both (`NO_COMPLIANT_HEALTHY`) and is None where nothing was decided. `code`
+    is the error's on refusal. `subject` is a pseudonym, never the caller's id. `status` is the HTTP status of a
+    refusal; None when permitted.
     """
     return {
         "kind": "decision",
@@ -108,6 +110,7 @@ def decision(
         "policy_digest": policy_digest,
         "model": model,
         "status": status,
+        "code": code,
         "bytes_in": bytes_in,
         "trace_id": trace_id,
         "ignored_hints": list(ignored_hints),
@@ -124,6 +127,7 @@ def completion(
     status: int | None,
     region: str | None = None,
     reason: str | None = None,
+    code: str | None = None,
     cache: str | None = None,
     attempts: Sequence[Attempt] = (),
     bytes_in: int = 0,
@@ -145,7 +149,8 @@ def completion(
         "outcome": outcome,
         "status": status,
         "region": region or decision["region"],
-        "reason": reason or decision["reason"],
+        "reason": str(reason) if reason else decision["reason"],
+        "code": code,
         "cache": cache,
         "attempts": [{"region": each.region, "outcome": each.outcome, "status": each.status} for each in attempts],
         "bytes_in": bytes_in,

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers
 from app.caller import Geo, locate
 from app.commands.tables import show, table
 from app.config import Settings, Tenant, environment
-from app.dry_run import ExplainRequest, NamedEvidence, explain
+from app.dry_run import ExplainRequest, NamedEvidence, as_json, explain
 from app.errors import GatewayError, InvalidRequest
 from app.i18n import LOCALES, Translator
 from app.law import load_all
@@ -63,8 +63,8 @@ class _Regions(click.ParamType[tuple[str, ...]]):
 @click.option(
     "--at", type=click.DateTime(["%Y-%m-%d"]), metavar="DATE", help="The day, such as 2026-12-31; else today."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the answer of POST /v1/route/explain.")
-def command(config: Path, tenant: str | None, at: datetime | None, as_json: bool, **options: object) -> None:
+@click.option("--json", "output_json", is_flag=True, help="Print the answer of POST /v1/route/explain.")
+def command(config: Path, tenant: str | None, at: datetime | None, output_json: bool, **options: object) -> None:
     """Say which regions may serve such a request, by which rule, and which is tried first.
 
     Sends nothing: every region counts as up, except those named by --down. A refusal is an answer too: exit 0.
@@ -76,17 +76,22 @@ def command(config: Path, tenant: str | None, at: datetime | None, as_json: bool
         option = str(first["loc"][0]).replace("_", "-")
         raise click.UsageError(f"--{option}: {first['msg']}") from error
     try:
-        explanation = _explain(config, request, datetime.now(UTC).date())
+        answer = _explain(config, request, datetime.now(UTC).date())
     except GatewayError as error:
-        message = Translator(LOCALES).message(error.message_id, "en", {"param": error.param, **error.values})
-        raise _Refused(message) from error
-    if as_json:
-        click.echo(json.dumps(explanation.as_json(), ensure_ascii=False))
+        raise _Refused(_told(error)) from error
+    if output_json:
+        click.echo(json.dumps(as_json(answer), ensure_ascii=False))
+    elif isinstance(answer, InvalidRequest):
+        raise _Refused(_told(answer))
     else:
-        _print(explanation)
+        _print(answer)
 
 
-def _explain(config: Path, request: ExplainRequest, today: date) -> Explanation:
+def _told(error: GatewayError) -> str:
+    return Translator(LOCALES).message(error.message_id, "en", {**error.values, "param": error.param})
+
+
+def _explain(config: Path, request: ExplainRequest, today: date) -> Explanation | InvalidRequest:
     settings, law = load_all(config, environment())
     nobody = Head("POST", "/v1/route/explain", Headers(), None)
     return explain(
@@ -108,7 +113,7 @@ def _tenant(settings: Settings, name: str | None) -> Tenant:
         raise click.UsageError(f"--tenant is needed, one of: {', '.join(names)}")
     found = settings.tenant(name)
     if found is None:
-        raise InvalidRequest("field_value", param="tenant", expected=" / ".join(names))
+        raise InvalidRequest("field_value", param="tenant", expected=names)
     return found
 
 

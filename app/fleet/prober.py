@@ -2,13 +2,13 @@
 
 import asyncio
 import random
-import re
 import ssl
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote
 
 import httpx
+import orjson
 import structlog
 
 from app.config import Settings
@@ -18,7 +18,6 @@ RETURN_INTERVAL: Final = (0.5, 1.0)
 """Seconds between probes of a managed worker that is not up, so that it is used soon after it has started."""
 _JITTER: Final = 0.1
 _READ_LIMIT: Final = 1 << 20
-_VERSION: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _log = structlog.get_logger(__name__)
 
 
@@ -50,16 +49,17 @@ class Prober:
         managed = [backend for backend in self._registry.backends if backend.config.managed]
         await asyncio.gather(*(self._probe(backend, promptly=True) for backend in managed))
 
-    async def describe_model(self, model: str, version: str | None) -> bytes | None:
-        """KServe's metadata of a model as a backend that is up tells it (JSON), or None where none does."""
-        if version is not None and not _VERSION.fullmatch(version):
-            return None
-        path = f"/v2/models/{quote(model, safe='')}" + (f"/versions/{version}" if version else "")
+    async def describe_model(self, model: str) -> dict[str, Any] | None:
+        """KServe's metadata of a configured model as a backend that is up tells it (JSON), or None where none does.
+
+        Nothing that a caller wrote travels: not even the version it asks about.
+        """
+        path = f"/v2/models/{quote(model, safe='')}"
         for backend in self._registry.backends:
             if backend.alive and backend.serves(model, "kserve"):
                 status, body, _ = await self._get(backend, path)
-                if status == httpx.codes.OK:
-                    return body
+                if status == httpx.codes.OK and (found := _object(body)) is not None:
+                    return found
         return None
 
     async def aclose(self) -> None:
@@ -105,3 +105,11 @@ class Prober:
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError):
             return None, b"", self._clock() - start
         return response.status_code, bytes(body), head - start
+
+
+def _object(body: bytes) -> dict[str, Any] | None:
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None

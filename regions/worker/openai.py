@@ -48,7 +48,7 @@ def read_embeddings(body: bytes, serving: Serving) -> Embeddings:
     _check_dimensions(raw.get("dimensions"), model)
     encoding = raw.get("encoding_format", "float")
     if encoding not in ("float", "base64", None):
-        raise wrong_value("encoding_format", "float, base64")
+        raise wrong_value("encoding_format", "float | base64")
     truncate = read_flag(raw.get("truncate"), "truncate")
     budget = read_budget(raw.get("compute_budget"), "compute_budget")
     single = isinstance(raw["input"], str)
@@ -85,7 +85,7 @@ def _texts(raw: dict[str, Any]) -> list[str]:
         raise missing("input")
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list):
-        raise wrong_type("input", "string, array of strings")
+        raise wrong_type("input", "string | string[]")
     check_count(len(texts), "input")
     for index, text in enumerate(texts):
         if not isinstance(text, str):

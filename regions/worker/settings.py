@@ -100,7 +100,7 @@ def _settings(document: CommentedMap, file: Path | None, environ: Mapping[str, s
         raise ConfigError(f"{file}: worker: is not a mapping; write such as `worker: {{batch: {{window: 5ms}}}}`")
     data, variables = _overlaid(_plain(section or {}), environ)
     try:
-        settings = WorkerSettings.model_validate(data)
+        settings = WorkerSettings.model_validate(data, context={"file": True})
     except ValidationError as error:
         raise ConfigError(_told(error, document, file, variables)) from error
     beside = (file.parent if file else Path()) / (settings.text_model or "")

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from app.audit.pseudonym import Pseudonyms, is_pseudonym, key_directory
+from app.audit.pseudonym import Pseudonyms, is_pseudonym
 from app.config import AuditSettings
 from app.errors import AuditUnavailable
 from app.stores.base import StoreError
@@ -27,12 +27,12 @@ async def test_the_same_id_is_one_pseudonym_in_a_region_and_another_elsewhere(au
 
 async def test_no_id_has_no_pseudonym_and_makes_no_key(audit):
     assert await Pseudonyms(audit).of("eu-west", None) is None
-    assert not key_directory(audit).exists()
+    assert not audit.key_directory.exists()
 
 
 async def test_keys_lie_outside_the_audit_directory_for_their_owner_alone(audit):
     await Pseudonyms(audit).of("eu-west", "anna")
-    directory = key_directory(audit)
+    directory = audit.key_directory
     assert not directory.is_relative_to(audit.path)
     assert stat.S_IMODE(directory.stat().st_mode) == 0o700
     assert [(each.name, stat.S_IMODE(each.stat().st_mode)) for each in directory.iterdir()] == [("eu-west.key", 0o600)]
@@ -53,12 +53,12 @@ async def test_known_regions_are_those_with_a_key(audit):
     pseudonyms = Pseudonyms(audit)
     mine = await pseudonyms.of("eu-west", "anna")
     assert Pseudonyms(audit).known(["eu-west", "us-east"], "anna") == {mine}
-    assert [each.name for each in key_directory(audit).iterdir()] == ["eu-west.key"]
+    assert [each.name for each in audit.key_directory.iterdir()] == ["eu-west.key"]
 
 
 async def test_a_damaged_key_fails_closed(audit):
-    key_directory(audit).mkdir(parents=True)
-    (key_directory(audit) / "eu-west.key").write_bytes(b"short")
+    audit.key_directory.mkdir(parents=True)
+    (audit.key_directory / "eu-west.key").write_bytes(b"short")
     with pytest.raises(AuditUnavailable):
         await Pseudonyms(audit).of("eu-west", "anna")
     with pytest.raises(StoreError):

@@ -127,16 +127,18 @@ async def test_a_model_is_described_by_a_backend_that_is_up():
         regions = ([{"url": f"http://127.0.0.1:{unused_port()}"}], [{"url": server.url, "models": ["a/b", "minilm"]}])
         async with prober_for(*regions) as (prober, registry):
             registry.refused(registry.backends[0])
-            assert await prober.describe_model("minilm", None) == told
-            assert await prober.describe_model("a/b", "1") == told
-            assert await prober.describe_model("other", None) is None
-            assert await prober.describe_model("minilm", "1/../../secret") is None
+            assert await prober.describe_model("minilm") == {"name": "minilm"}
+            assert await prober.describe_model("a/b") == {"name": "minilm"}
+            assert await prober.describe_model("other") is None
     assert [request.line for request in server.requests] == [
         "GET /v2/models/minilm HTTP/1.1",
-        "GET /v2/models/a%2Fb/versions/1 HTTP/1.1",
+        "GET /v2/models/a%2Fb HTTP/1.1",
     ]
 
 
 async def test_no_description_where_none_is_given():
     async with serving(reply(404)) as server, prober_for([{"url": server.url}]) as (prober, _):
-        assert await prober.describe_model("minilm", None) is None
+        assert await prober.describe_model("minilm") is None
+    for odd in (b"[]", b"no json"):
+        async with serving(reply(200, odd)) as server, prober_for([{"url": server.url}]) as (prober, _):
+            assert await prober.describe_model("minilm") is None

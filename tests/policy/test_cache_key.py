@@ -24,6 +24,7 @@ texts = st.text("ab\x00/\ud800", max_size=4)
 questions = st.tuples(
     texts,
     st.frozensets(texts, max_size=3),
+    st.lists(texts, max_size=2).map(tuple),
     st.sampled_from(["openai", "kserve"]),
     texts,
     texts,
@@ -33,9 +34,9 @@ questions = st.tuples(
 
 
 def key(question):
-    tenant, permitted, wire, path, model, stream, canonical = question
+    tenant, permitted, prefer, wire, path, model, stream, canonical = question
     call = replace(CALL, wire=wire, path=path, model=model, stream=stream, canonical=canonical)
-    return cache_key(tenant, sorted(permitted), call)
+    return cache_key(tenant, sorted(permitted), prefer, call)
 
 
 @given(questions, questions)
@@ -47,23 +48,25 @@ def test_keys_are_equal_exactly_where_the_questions_are(one, other):
 @pytest.mark.parametrize(
     "other",
     [
-        ("t", ("eu-west", "us-east"), replace(CALL, path="/v1/embeddingsm", model="inilm")),
-        ("t", ("eu-west", "us-east"), replace(CALL, model="minilm-moe")),
-        ("t", ("eu-west", "us-east"), replace(CALL, stream=True)),
-        ("t", ("eu-west", "us-east"), replace(CALL, canonical=b'{"input":"b"}')),
-        ("t", ("eu-west", "us-east"), replace(CALL, wire="kserve")),
-        ("t", ("eu-westus-east",), CALL),
-        ("t", ("eu-west",), CALL),
-        ("t", (), CALL),
-        ("te", ("u-west", "us-east"), CALL),
-        ("u", ("eu-west", "us-east"), CALL),
+        ("t", ("eu-west", "us-east"), (), replace(CALL, path="/v1/embeddingsm", model="inilm")),
+        ("t", ("eu-west", "us-east"), (), replace(CALL, model="minilm-moe")),
+        ("t", ("eu-west", "us-east"), (), replace(CALL, stream=True)),
+        ("t", ("eu-west", "us-east"), (), replace(CALL, canonical=b'{"input":"b"}')),
+        ("t", ("eu-west", "us-east"), (), replace(CALL, wire="kserve")),
+        ("t", ("eu-westus-east",), (), CALL),
+        ("t", ("eu-west",), (), CALL),
+        ("t", ("eu-west", "us-east"), ("eu-west",), CALL),
+        ("t", ("eu-west",), ("us-east",), CALL),
+        ("t", (), (), CALL),
+        ("te", ("u-west", "us-east"), (), CALL),
+        ("u", ("eu-west", "us-east"), (), CALL),
     ],
 )
 def test_each_field_counts_and_none_runs_into_the_next(other):
-    assert cache_key(*other) != cache_key("t", ("eu-west", "us-east"), CALL)
+    assert cache_key(*other) != cache_key("t", ("eu-west", "us-east"), (), CALL)
 
 
 def test_the_order_of_regions_and_the_spelling_of_the_body_do_not_count():
     same = replace(CALL, body=b'{ "input": "a" }', headers=(), tokens=9)
-    assert cache_key("t", ("us-east", "eu-west"), same) == cache_key("t", ("eu-west", "us-east"), CALL)
-    assert len(cache_key("t", ("us-east",), CALL)) == 32
+    assert cache_key("t", ("us-east", "eu-west"), (), same) == cache_key("t", ("eu-west", "us-east"), (), CALL)
+    assert len(cache_key("t", ("us-east",), (), CALL)) == 32

@@ -96,9 +96,9 @@ def test_nested_data_are_flattened() -> None:
         (b"[]", "not_object", {}),
         (b"null", "not_object", {}),
         (b"{}", "field_missing", {}),
-        (b'{"inputs": 1}', "field_type", {"expected": "array of objects"}),
-        (b'{"inputs": [1]}', "field_type", {"expected": "array of objects"}),
-        (b'{"inputs": []}', "field_value", {"expected": "array of objects"}),
+        (b'{"inputs": 1}', "field_type", {"expected": "object[]"}),
+        (b'{"inputs": [1]}', "field_type", {"expected": "object[]"}),
+        (b'{"inputs": []}', "field_value", {"expected": "object[]"}),
         (b'{"id": 7, "inputs": [{}]}', "field_type", {"expected": "string"}),
     ],
 )

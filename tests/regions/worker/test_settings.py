@@ -95,7 +95,8 @@ def test_unknown_models_are_told(file: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("window: 2ms", "window: 2", None),
+        ("window: 2ms", "window: 2s", None),
+        ("window: 2ms", "window: 2", ":12: worker.batch.window: 2 has no unit; write a number and a unit"),
         (
             "window: 2ms",
             "window: soon",

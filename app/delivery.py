@@ -1,0 +1,161 @@
+"""From a backend's answer to the caller's: passed on untouched, recorded before its last byte, kept where it may be."""
+
+import asyncio
+import re
+import time
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+from http import HTTPStatus
+
+from app.audit.record import CompletionOutcome
+from app.errors import InvalidRequest, ModelNotFound, NotFound, PayloadTooLarge
+from app.exchange import Exchange
+from app.fleet.worker_client import AttemptFailed, UpstreamStream
+from app.forwarding import Forwarded, Forwarder
+from app.limiting import Limiter
+from app.policy.explain import route_reason
+from app.recorder import Recorder
+from app.shapes import in_shape
+from app.sse import EndOfStream
+from app.stores.base import CacheStore
+from app.types import CacheEntry, Call, Reply
+from regions.wire import HEADER_LENGTH, Fault
+
+_KEPT_HEADERS = frozenset({"content-type", "content-encoding", "retry-after", "retry-after-ms", HEADER_LENGTH})
+_USED = re.compile(rb'"total_tokens"\s*:\s*(\d{1,12})')
+_TAIL = 4096
+"""Bytes at a stream's end in which its usage is looked for: OpenAI sends it in the last event before [DONE]."""
+_AFTER_END = 0.25
+"""Seconds that a backend has to end its answer after the closing event, so that its connection can be used again."""
+
+
+class Delivery:
+    """Gives answers to callers, and tells limits, cache, registry and audit how they ended."""
+
+    def __init__(self, recorder: Recorder, forwarder: Forwarder, limiter: Limiter, cache: CacheStore) -> None:
+        self._recorder = recorder
+        self._forwarder = forwarder
+        self._limiter = limiter
+        self._cache = cache
+
+    async def cached(self, exchange: Exchange, entry: CacheEntry) -> Reply:
+        """An answer that is at hand; decision and completion become durable in one commit."""
+        await self._recorder.hit(exchange, entry.region, entry.status, len(entry.body))
+        served_by(exchange, entry.region)
+        return Reply(entry.status, entry.headers, entry.body)
+
+    async def forwarded(
+        self, exchange: Exchange, call: Call, key: bytes | None, forwarded: Forwarded, held: ExitStack
+    ) -> Reply:
+        """A backend's answer; a stream takes what is `held` along to its end. Raises the error that a refusal means."""
+        reply = forwarded.reply
+        served_by(exchange, forwarded.region)
+        headers = {name.lower(): value for name, value in reply.headers if name.lower() in _KEPT_HEADERS}
+        if isinstance(reply.body, UpstreamStream):
+            stream = self._stream(exchange, call, forwarded, reply.body, held.pop_all())
+            return Reply(reply.status, tuple(headers.items()), stream)
+        body = reply.body
+        outcome: CompletionOutcome = "served"
+        if reply.status >= HTTPStatus.BAD_REQUEST:
+            outcome = "failed"
+            _raise_fault(forwarded, call, body)
+            body = in_shape(call.wire, body)
+            headers["content-type"] = "application/json"
+        else:
+            self._settle(exchange, call, body)
+        await asyncio.shield(self._complete(exchange, forwarded, outcome, len(body)))
+        if key is not None and reply.status == HTTPStatus.OK:
+            now = time.monotonic()
+            self._cache.put(key, CacheEntry(forwarded.region, reply.status, tuple(headers.items()), body, now), now)
+        return Reply(reply.status, tuple(headers.items()), body)
+
+    async def _stream(
+        self, exchange: Exchange, call: Call, forwarded: Forwarded, body: UpstreamStream, held: ExitStack
+    ) -> AsyncIterator[bytes]:
+        """The events as they come, but for the closing one, which waits until the completion is durable."""
+        outcome: CompletionOutcome = "cancelled"
+        size = 0
+        tail = b""
+        end = EndOfStream()
+        try:
+            async for chunk in _within(exchange, body):
+                size += len(chunk)
+                tail = (tail + chunk)[-_TAIL:]
+                if passed := end.feed(chunk):
+                    yield passed
+                if end.found:
+                    await _exhaust(body, end)
+                    break
+            outcome = "served"
+            self._settle(exchange, call, tail)
+            await self._complete(exchange, forwarded, outcome, size)
+            if end.held:
+                yield end.held
+        except AttemptFailed:
+            outcome = "failed"
+            raise
+        finally:
+            held.close()
+            self._forwarder.ended(forwarded, failed=outcome == "failed")
+            await asyncio.shield(self._end(exchange, forwarded, body, outcome, size))
+
+    async def _complete(self, exchange: Exchange, forwarded: Forwarded, outcome: CompletionOutcome, size: int) -> None:
+        await self._recorder.completed(exchange, outcome, forwarded.reply.status, region=forwarded.region, size=size)
+
+    async def _end(
+        self, exchange: Exchange, forwarded: Forwarded, body: UpstreamStream, outcome: CompletionOutcome, size: int
+    ) -> None:
+        try:
+            await self._complete(exchange, forwarded, outcome, size)
+        finally:
+            await body.aclose()
+
+    def _settle(self, exchange: Exchange, call: Call, body: bytes) -> None:
+        """Charge what the backend says was used, where it says so, in place of the estimate."""
+        used = _USED.findall(body)
+        if exchange.principal and used:
+            self._limiter.settle(exchange.principal.tenant, call.tokens, int(used[-1]))
+
+
+def served_by(exchange: Exchange, region: str) -> None:
+    """Note for the answer's head which region it is from, and by what right."""
+    exchange.headers["X-Served-Region"] = region
+    if exchange.decision is not None:
+        exchange.headers["X-Route-Reason"] = route_reason(exchange.decision, region)
+
+
+async def _within(exchange: Exchange, body: UpstreamStream) -> AsyncIterator[bytes]:
+    """The chunks, within the deadline where the caller set one for the whole answer; raises `AttemptFailed` past it."""
+    while True:
+        try:
+            async with asyncio.timeout(exchange.left() if exchange.bounds_stream else None):
+                chunk = await anext(body)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise AttemptFailed("timeout", retryable=False) from error
+        yield chunk
+
+
+async def _exhaust(body: UpstreamStream, end: EndOfStream) -> None:
+    try:
+        async with asyncio.timeout(_AFTER_END):
+            async for chunk in body:
+                end.feed(chunk)
+                if len(end.held) > _TAIL:
+                    return
+    except (TimeoutError, AttemptFailed):
+        return  # the answer is whole: its closing event has come
+
+
+def _raise_fault(forwarded: Forwarded, call: Call, body: bytes) -> None:
+    """A refusal by a worker of ours becomes our own error, told in the caller's language and the endpoint's shape."""
+    fault = Fault.decode(body) if forwarded.backend.config.protocol == "tidegate" else None
+    match fault:
+        case Fault(code=InvalidRequest.code):
+            raise InvalidRequest(fault.detail, param=fault.param, **fault.values)
+        case Fault(code=ModelNotFound.code | NotFound.code):
+            # It has no such version; or no such endpoint, which is to say that the model cannot be asked for that.
+            raise ModelNotFound(param="model", model=fault.values.get("model", call.model))
+        case Fault(code=PayloadTooLarge.code):
+            raise PayloadTooLarge(limit=fault.values.get("limit"))
