@@ -11,7 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.activity import Activity
-from app.errors import GatewayError, InternalError, PayloadTooLarge, RequestTimeout
+from app.errors import DeadlineExceeded, GatewayError, InternalError, PayloadTooLarge, RequestTimeout
 from app.exchange import CLIENT_CLOSED, Exchange
 from app.facts import check_body_head, request_id, traceparent
 from app.failures import Failures
@@ -181,6 +181,8 @@ class _Incoming:
             async with asyncio.timeout(patience):
                 message = await self._receive()
         except TimeoutError:
+            if self._exchange.left() <= 0:  # the caller's own bound, which says nothing of its sending
+                raise DeadlineExceeded(limit=timedelta(seconds=self._exchange.timeout)) from None
             raise RequestTimeout(limit=timedelta(seconds=time.monotonic() - self._begun)) from None
         if message["type"] == "http.request":
             self._exchange.bytes_in += len(message.get("body", b""))

@@ -28,7 +28,7 @@ class Recorder:
     async def permitted(self, exchange: Exchange, region: str) -> None:
         """Make the decision to serve in `region` durable; raises `AuditUnavailable`."""
         record = await self._decision(exchange, region, region=region)
-        await self._append(exchange, region, [record], exchange.left())
+        await self._append(exchange, region, [record], max(exchange.left(), _GRACE))
         exchange.record = record
 
     async def refused(self, exchange: Exchange, error: GatewayError) -> None:
@@ -43,7 +43,7 @@ class Recorder:
         """Make decision and completion of an answer from the cache durable in one commit."""
         record = await self._decision(exchange, region, region=region)
         end = self._completion(exchange, record, "served", status, cache="HIT", bytes_out=size)
-        await self._append(exchange, region, [record, end], exchange.left())
+        await self._append(exchange, region, [record, end], max(exchange.left(), _GRACE))
         exchange.record, exchange.completed = record, True
 
     async def completed(

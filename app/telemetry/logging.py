@@ -63,11 +63,6 @@ def bind_request(request_id: str, **fields: Any) -> None:
     structlog.contextvars.bind_contextvars(request_id=request_id, **fields)
 
 
-def clear_request() -> None:
-    """Forget what `bind_request` bound, where a task outlives its request."""
-    structlog.contextvars.clear_contextvars()
-
-
 def _route(handler: logging.Handler, level: int) -> None:
     root = logging.getLogger()
     for old in [old for old in root.handlers if old.get_name() == _HANDLER]:
