@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 
 from app.config import Tenant
-from app.errors import Forbidden, Unauthenticated
+from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.types import Scope
 
 _IMPLIED: dict[Scope, Scope] = {"audit:read": "audit:admin"}
@@ -37,7 +37,10 @@ class KeyRing:
         self._tenants = {key.removeprefix("sha256:"): tenant for tenant in tenants for key in tenant.keys}
 
     def authenticate(self, headers: Headers) -> Principal:
-        """The principal of the key in Authorization, x-api-key or api-key; raises `Unauthenticated`."""
+        """The principal of the key in Authorization, x-api-key or api-key.
+
+        Raises `Unauthenticated`, or `InvalidRequest` where one of these headers came twice.
+        """
         key = _sent_key(headers)
         if key is None:
             raise Unauthenticated(headers={"WWW-Authenticate": 'Bearer realm="tidegate"'})
@@ -51,6 +54,9 @@ class KeyRing:
 
 
 def _sent_key(headers: Headers) -> str | None:
+    for name in ("authorization", "x-api-key", "api-key"):
+        if len(headers.getlist(name)) > 1:
+            raise InvalidRequest("header_repeated", param=name)
     scheme, _, credentials = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer" and credentials.strip():
         return credentials.strip()

@@ -9,3 +9,5 @@ class Activity:
 
     running: int = 0
     draining: bool = False
+    failure: str | None = None
+    """Why the gateway could not start, in one line."""

@@ -19,7 +19,8 @@ GatewayError
 |- Overloaded              503 overloaded
 |- NoHealthyRegion         503 no_healthy_region
 |- AuditUnavailable        503 audit_unavailable
-`- DeadlineExceeded        504 deadline_exceeded
+|- DeadlineExceeded        504 deadline_exceeded
+`- CacheMiss               504 cache_miss
 """
 
 from collections.abc import Mapping, Sequence
@@ -143,3 +144,7 @@ class AuditUnavailable(GatewayError):
 
 class DeadlineExceeded(GatewayError):
     code, status, openai_type = "deadline_exceeded", 504, "server_error"
+
+
+class CacheMiss(GatewayError):
+    code, status = "cache_miss", 504

@@ -60,7 +60,7 @@ def check_body_head(headers: Headers, wire: Wire, limit: int) -> None:
     if length is not None and length.isdigit() and int(length) > limit:
         raise PayloadTooLarge(limit=limit)
     kinds = _MEDIA[wire]
-    media = headers.get("content-type", kinds[0]).partition(";")[0].strip().lower()
+    media = (single(headers, "Content-Type") or kinds[0]).partition(";")[0].strip().lower()
     if media not in kinds:
         raise UnsupportedMediaType(param="Content-Type", value=media, expected=list(kinds))
     coding = headers.get("content-encoding", "identity").lower()

@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from http import HTTPStatus
+from types import MappingProxyType
 
 import structlog
 
@@ -22,6 +24,12 @@ from app.types import Call, PermittedRegion
 log = structlog.get_logger("tidegate.forwarding")
 
 _SERVICE_UNAVAILABLE = 503
+_KINDS = MappingProxyType(
+    {
+        "openai": frozenset({"application/json", "text/event-stream"}),
+        "kserve": frozenset({"application/json", "application/octet-stream"}),
+    }
+)
 _TRACESTATE_LIMIT = 512
 """Characters that every participant should pass on (W3C Trace Context, section 3.3.1.5)."""
 
@@ -114,6 +122,7 @@ class Forwarder:
         try:
             with exchange.timed("upstream"):
                 reply = await self._client.send(region, backend, call, _passed_on(exchange), left)
+                await _check_kind(call, reply)
             outcome, status = "answered", reply.status
             seconds = time.monotonic() - started
             streams = not isinstance(reply.body, bytes)
@@ -138,6 +147,16 @@ class Forwarder:
         if failure is not None and _shed(failure):
             return Overloaded(retry_after=timedelta(seconds=1))
         return UpstreamFailed(n=len(exchange.attempts))
+
+
+async def _check_kind(call: Call, reply: UpstreamReply) -> None:
+    """Raise `AttemptFailed` for a media type that the endpoint does not answer: a web page is no answer, whoever's."""
+    kinds = {value.partition(";")[0].strip().lower() for name, value in reply.headers if name.lower() == "content-type"}
+    if reply.status >= HTTPStatus.BAD_REQUEST or kinds <= _KINDS[call.wire]:
+        return
+    if not isinstance(reply.body, bytes):
+        await reply.body.aclose()
+    raise AttemptFailed("content", reply.status, retryable=True)
 
 
 def _shed(failure: AttemptFailed) -> bool:

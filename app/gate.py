@@ -73,7 +73,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _brief(send))
             return
         exchange = self._open(scope)
         bind_request(exchange.request_id)
@@ -139,6 +139,17 @@ class Gate:
         )
 
 
+def _brief(send: Send) -> Send:
+    """A start that failed is told to the server in its last line; the traceback above that helps no operator."""
+
+    async def told(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed":
+            message = {**message, "message": message.get("message", "").strip().rpartition("\n")[2]}
+        await send(message)
+
+    return told
+
+
 class _Outgoing:
     """Adds to the answer's head what every answer carries, and remembers the status that left."""
 
@@ -176,12 +187,12 @@ class _Incoming:
     async def __call__(self) -> Message:
         if self._exchange.body_read:
             return await self._receive()
-        patience = self._patience()
+        left, patience = self._exchange.left(), self._patience()
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(min(left, patience)):
                 message = await self._receive()
         except TimeoutError:
-            if self._exchange.left() <= 0:  # the caller's own bound, which says nothing of its sending
+            if left <= patience:  # the caller's own bound, which says nothing of its sending
                 raise DeadlineExceeded(limit=timedelta(seconds=self._exchange.timeout)) from None
             raise RequestTimeout(limit=timedelta(seconds=time.monotonic() - self._begun)) from None
         if message["type"] == "http.request":
@@ -192,6 +203,6 @@ class _Incoming:
         return message
 
     def _patience(self) -> float:
-        """Seconds for the next part: no part may be long in coming, nor all of them together, nor past the deadline."""
+        """Seconds for the next part: no part may be long in coming, nor all of them together."""
         due = self._begun + BODY_IDLE + self._exchange.bytes_in / BODY_RATE
-        return min(BODY_IDLE, due - time.monotonic(), self._exchange.left())
+        return min(BODY_IDLE, due - time.monotonic())

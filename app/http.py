@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a socket: uvicorn's protocol, with the bounds on a request's head that it leaves open."""
+"""HTTP/1.1 on a socket: uvicorn's protocol, with a bound on each request's head, and without its trailers."""
 
 import asyncio
 from typing import Any
@@ -45,6 +45,10 @@ class BoundedHttp(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._await_head()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._timer is not None:  # a trailer must not pass for a header (RFC 9110, section 6.5.1)
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._have_head()

@@ -27,7 +27,7 @@ from app.audit.writer import Trail, TrailError
 from app.caller import Geo
 from app.config import RESERVED_LOG, Settings
 from app.delivery import Delivery
-from app.errors import GatewayError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
+from app.errors import AuditUnavailable, GatewayError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
 from app.exchange import CLIENT_CLOSED
 from app.failures import Failures
 from app.fleet.prober import Prober
@@ -96,7 +96,7 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
         try:
             await trail.start()
         except TrailError as error:
-            log.error("cannot start", error=str(error))  # noqa: TRY400 - one line says it; the server adds the rest
+            activity.failure = str(error)
             raise
         probing = asyncio.create_task(prober.run(), name="prober")
         loop = asyncio.get_running_loop()
@@ -114,7 +114,7 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
             await trail.close()
             log.info("gateway stopped")
 
-    views = Views(settings, book, registry, prober, activity)
+    views = Views(settings, book, registry, prober, trail, activity)
     translator = Translator(LOCALES)
     failures = Failures(gateway, translator)
     app = FastAPI(
@@ -132,7 +132,7 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
     app.include_router(routes.routes(views))
     app.include_router(audit.router)
     app.include_router(health.routes(views, metrics))
-    _handle_errors(app, failures)
+    _handle_errors(app, gateway, failures)
     return Gate(
         app,
         gateway=gateway,
@@ -150,7 +150,7 @@ def _start(prober: Prober, prompts: set[asyncio.Task[None]]) -> None:
     task.add_done_callback(prompts.discard)
 
 
-def _handle_errors(app: FastAPI, failures: Failures) -> None:
+def _handle_errors(app: FastAPI, gateway: Gateway, failures: Failures) -> None:
     """Every failure of every route ends in `failures`, in whatever form it was raised."""
 
     async def ours(request: Request, error: GatewayError) -> Response:
@@ -162,8 +162,10 @@ def _handle_errors(app: FastAPI, failures: Failures) -> None:
     async def validation(request: Request, error: RequestValidationError) -> Response:
         return await failures.answer(exchange_of(request), _invalid(error))
 
-    async def left(_: Request, __: Exception) -> Response:
+    async def left(request: Request, _: Exception) -> Response:
         # In the middle of its body: nothing has been forwarded, and nobody is there to be told.
+        with contextlib.suppress(AuditUnavailable):
+            await gateway.abandoned(exchange_of(request))
         return Response(status_code=CLIENT_CLOSED)
 
     async def unforeseen(request: Request, _: Exception) -> Response:

@@ -11,12 +11,13 @@ from app.access import KeyRing, Principal
 from app.caller import Geo, locate
 from app.config import Settings
 from app.delivery import Delivery
-from app.errors import AuditUnavailable, DeadlineExceeded, GatewayError, ModelNotFound, NoHealthyRegion
+from app.errors import AuditUnavailable, CacheMiss, DeadlineExceeded, GatewayError, ModelNotFound, NoHealthyRegion
 from app.exchange import CLIENT_CLOSED, Exchange
 from app.facts import check_body_head, read, timeout
 from app.fleet.registry import Registry
 from app.forwarding import Forwarder
 from app.limiting import Limiter
+from app.policy.cache_control import CacheControl, parse
 from app.policy.cache_key import cache_key
 from app.policy.explain import resolve
 from app.policy.residency import decide
@@ -100,16 +101,21 @@ class Gateway:
         able = self._able(decision.permitted, call)
         ranked = self._rank(exchange, able)
         self.limiter.tokens(exchange, principal.tenant, call.tokens)
-        key = cache_key(principal.tenant.id, decision.permitted, exchange.prefer, call) if call.cacheable else None
+        control = parse(exchange.head.headers.getlist("cache-control"))
+        key = None
+        if call.cacheable and not control.bypasses:
+            key = cache_key(principal.tenant.id, decision.permitted, exchange.prefer, call)
         with exchange.timed("cache"):
-            entry = self._look_up(exchange, key)
+            entry = self._look_up(exchange, key, control)
+        if entry is None and control.only_if_cached:
+            raise CacheMiss
         if entry is not None:
             self.limiter.settle(principal.tenant, call.tokens, 0)
             return await self.delivery.cached(exchange, entry)
         with ExitStack() as held:
             held.enter_context(self.limiter.running(principal.tenant))
-            await self.recorder.permitted(exchange, ranked[0])
             try:
+                await self.recorder.permitted(exchange, ranked[0])
                 forwarded = await self.forwarder.forward(exchange, call, ranked, able)
             except asyncio.CancelledError:
                 await asyncio.shield(self.recorder.completed(exchange, "cancelled", CLIENT_CLOSED))
@@ -133,15 +139,23 @@ class Gateway:
             raise NoHealthyRegion.among(able)
         return ranked
 
-    def _look_up(self, exchange: Exchange, key: bytes | None) -> CacheEntry | None:
+    def _look_up(self, exchange: Exchange, key: bytes | None, control: CacheControl) -> CacheEntry | None:
+        """The kept answer that the caller accepts; REFRESH says that there is one, but too old for this caller."""
         now = time.monotonic()
         entry = None if key is None else self.cache.get(key, now)
         status = "BYPASS" if key is None else "MISS" if entry is None else "HIT"
+        if entry is not None and not control.accepts(now - entry.stored):
+            entry, status = None, "REFRESH"
         exchange.headers["X-Cache-Status"] = status
         self.metrics.cache(status)
         if entry is not None:
             exchange.headers["Age"] = str(int(now - entry.stored))
         return entry
+
+    async def abandoned(self, exchange: Exchange) -> None:
+        """Record that the client of an admitted request left in the middle of its body."""
+        if exchange.inference and exchange.principal is not None and exchange.record is None:
+            await self.recorder.abandoned(exchange)
 
     async def refuse(self, exchange: Exchange, error: GatewayError) -> None:
         """Record that an inference request ended in this error; raises `AuditUnavailable` where that cannot be done.

@@ -1,19 +1,20 @@
 """From an exchange to its two audit records: which log they belong in, and that there are exactly two."""
 
+import asyncio
 import uuid
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from app.audit.pseudonym import Pseudonyms
 from app.audit.record import CompletionOutcome, Record, completion, decision
 from app.audit.writer import Trail
 from app.config import RESERVED_LOG
-from app.errors import GatewayError, InvalidRequest
-from app.exchange import Exchange
+from app.errors import AuditUnavailable, GatewayError, InvalidRequest
+from app.exchange import CLIENT_CLOSED, Exchange
 from app.types import Decision, Verdict
 
 _GRACE = 1.0
-"""Seconds that a record may wait for its commit even where the request's own deadline is nearer, or has passed: a
-caller in a hurry is told that its time is up, not that the audit trail is broken."""
+"""Seconds that a completion may still wait for its commit once the request's own deadline has passed."""
 
 
 class Recorder:
@@ -28,8 +29,24 @@ class Recorder:
     async def permitted(self, exchange: Exchange, region: str) -> None:
         """Make the decision to serve in `region` durable; raises `AuditUnavailable`."""
         record = await self._decision(exchange, region, region=region)
-        await self._append(exchange, region, [record], max(exchange.left(), _GRACE))
+        writing = asyncio.ensure_future(self._append(exchange, region, [record], exchange.left()))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            # The client has left in this moment: its decision still gets its own completion, not one that is lost.
+            with suppress(AuditUnavailable):
+                await writing
+                exchange.record = record
+            raise
         exchange.record = record
+
+    async def abandoned(self, exchange: Exchange) -> None:
+        """Make durable that a client left before its body was whole; nothing had been decided to be sent."""
+        log = self._log_of_refusal(exchange, None)
+        record = await self._decision(exchange, log, refused=True)
+        end = self._completion(exchange, record, "cancelled", CLIENT_CLOSED)
+        await self._append(exchange, log, [record, end], _GRACE)
+        exchange.record, exchange.completed = record, True
 
     async def refused(self, exchange: Exchange, error: GatewayError) -> None:
         """Make a refusal durable, its decision and completion in one commit; raises `AuditUnavailable`."""
@@ -43,7 +60,7 @@ class Recorder:
         """Make decision and completion of an answer from the cache durable in one commit."""
         record = await self._decision(exchange, region, region=region)
         end = self._completion(exchange, record, "served", status, cache="HIT", bytes_out=size)
-        await self._append(exchange, region, [record, end], max(exchange.left(), _GRACE))
+        await self._append(exchange, region, [record, end], exchange.left())
         exchange.record, exchange.completed = record, True
 
     async def completed(
@@ -70,7 +87,11 @@ class Recorder:
             bytes_out=size,
             error=error,
         )
-        await self._append(exchange, exchange.audit_log, [end], max(exchange.left(), _GRACE))
+        try:
+            await self._append(exchange, exchange.audit_log, [end], max(exchange.left(), _GRACE))
+        except AuditUnavailable as unavailable:
+            # By now something may have been forwarded, and the caller is not to be told otherwise.
+            raise AuditUnavailable("answer", retry_after=unavailable.values["retry_after"]) from unavailable
 
     async def _append(self, exchange: Exchange, log: str, records: list[Record], patience: float) -> None:
         with exchange.timed("audit"):
@@ -78,7 +99,7 @@ class Recorder:
         exchange.audit_log = log
         exchange.headers.setdefault("X-Audit-Id", records[0]["id"])
 
-    def _log_of_refusal(self, exchange: Exchange, error: GatewayError) -> str:
+    def _log_of_refusal(self, exchange: Exchange, error: GatewayError | None) -> str:
         """The log of a region that this subject's data may enter; the gateway's own where there is none.
 
         A gateway standing where the data may not enter keeps nothing of the person, whichever region's log it could
@@ -93,7 +114,13 @@ class Recorder:
         return lawful[0]
 
     async def _decision(
-        self, exchange: Exchange, log: str, *, region: str | None = None, error: GatewayError | None = None
+        self,
+        exchange: Exchange,
+        log: str,
+        *,
+        region: str | None = None,
+        error: GatewayError | None = None,
+        refused: bool = False,
     ) -> Record:
         decided = exchange.decision
         principal = exchange.principal
@@ -101,7 +128,7 @@ class Recorder:
             id=uuid.uuid4().hex,
             time=exchange.received,
             request_id=exchange.request_id,
-            outcome="refused" if error else "permitted",
+            outcome="refused" if error or refused else "permitted",
             tenant=principal.tenant.id if principal else None,
             key_id=principal.key_id if principal else None,
             question=exchange.question,

@@ -6,6 +6,7 @@ from typing import Any
 
 from app.access import Principal
 from app.activity import Activity
+from app.audit.writer import Trail
 from app.config import Settings
 from app.dry_run import ExplainRequest, as_json, explain
 from app.errors import InvalidRequest, ModelNotFound, NoHealthyRegion
@@ -23,6 +24,7 @@ class Views:
     book: LawBook
     registry: Registry
     prober: Prober
+    trail: Trail
     activity: Activity
 
     def models(self) -> dict[str, tuple[str, ...]]:
@@ -32,10 +34,10 @@ class Views:
         return self.registry.describe()
 
     def readiness(self) -> dict[str, Any]:
-        """Ready once every managed backend has been heard of, while any region that has backends is up."""
+        """Ready once every managed backend has been heard of, while any region is up and the audit can be written."""
         down = {region.id for region in self.settings.regions if not region.backends}
         up = [state.id for state in self.registry.states().values() if state.up and state.id not in down]
-        ready = self.registry.ready() and (bool(up) or len(down) == len(self.settings.regions))
+        ready = self.registry.ready() and self.trail.trusted and (bool(up) or len(down) == len(self.settings.regions))
         status = "draining" if self.activity.draining else "ready" if ready else "not ready"
         return {"status": status, "regions_up": up}
 

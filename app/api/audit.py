@@ -1,8 +1,9 @@
 """GET /v1/audit/logs: the query of a page of audit records, and who may see which."""
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import orjson
 from fastapi import APIRouter, Depends, Request, Response
@@ -11,8 +12,11 @@ from app.access import Principal
 from app.api.access import require
 from app.audit.pseudonym import is_pseudonym
 from app.audit.reader import Filters, Reader
-from app.audit.record import timestamp
+from app.audit.record import CompletionOutcome, DecisionOutcome, timestamp
+from app.config import RESERVED_LOG
 from app.errors import Forbidden, InvalidRequest
+from app.facts import subject_code
+from app.types import Reason
 
 DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
@@ -52,6 +56,7 @@ async def logs(request: Request, principal: Annotated[Principal, Depends(require
     limit = _limit(given.pop("limit", str(DEFAULT_LIMIT)))
     cursor = given.pop("cursor", None)
     reader: Reader = request.app.state.gateway_reader
+    _check(given, reader.logs)
     page = await reader.page(_filters(given, principal), cursor, limit)
     body = orjson.dumps({"records": page.records, "cursor": page.cursor})
     return Response(body, media_type="application/json", headers={"Cache-Control": "no-store"})
@@ -67,6 +72,20 @@ def _parameters(request: Request) -> dict[str, str]:
             raise _refused(name, f"{name}=...")
         given[name] = value
     return given
+
+
+def _check(given: dict[str, str], logs: Sequence[str]) -> None:
+    """Refuse values that no record can have: an empty page in answer to a typo would read as "there was nothing"."""
+    known = {
+        "region": [log for log in logs if log != RESERVED_LOG],
+        "outcome": sorted({*get_args(DecisionOutcome), *get_args(CompletionOutcome)}),
+        "reason": [reason.value for reason in Reason],
+    }
+    for name, values in known.items():
+        if name in given and given[name] not in values:
+            raise InvalidRequest("query", param=name, expected=values)
+    if "subject_country" in given:
+        given["subject_country"] = subject_code(given["subject_country"], "subject_country")
 
 
 def _filters(given: dict[str, str], principal: Principal) -> Filters:

@@ -59,6 +59,10 @@ class LogWriter:
         self._expire_at = 0.0
         self._thread = threading.Thread(target=self._run, name=f"audit-{name}", daemon=True)
 
+    @property
+    def trusted(self) -> bool:
+        return self._intake.trusted
+
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
         """Open the log, close what a crash left open, start the thread. Blocks; raises `StoreError`."""
         self._loop = loop

@@ -95,6 +95,10 @@ class Reader:
         self._logs = tuple(sorted(logs))
         self._pseudonyms = Pseudonyms(settings)
 
+    @property
+    def logs(self) -> Sequence[str]:
+        return self._logs
+
     async def page(self, filters: Filters, cursor: str | None, limit: int) -> Page:
         """The page behind a cursor, or the first; `InvalidRequest` for a cursor not of these filters.
 

@@ -85,11 +85,18 @@ class Trail:
             async with asyncio.timeout(limit):
                 await item.done
         except (TimeoutError, StoreError) as error:
+            if item.landed:  # durable after all: only the loop was too busy to hear of it
+                return
             writer.leave(item, withdraw=True)
             raise AuditUnavailable(retry_after=_RETRY_AFTER) from error
         except asyncio.CancelledError:
             writer.leave(item, withdraw=False)
             raise
+
+    @property
+    def trusted(self) -> bool:
+        """Whether every log takes records: none of them has failed without having been looked over since."""
+        return all(writer.trusted for writer in self._writers.values())
 
     async def close(self) -> None:
         """Write what waits, close the files, free the directory; a write that hangs is left behind."""

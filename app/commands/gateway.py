@@ -121,6 +121,10 @@ def _serve(app: ASGIApp, activity: Activity, host: str, port: int) -> None:
         # uvicorn raises the signal that stopped it once more when it has drained; that is a clean end.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
-        server.run(sockets=[sock])
+        try:
+            server.run(sockets=[sock])
+        except SystemExit:
+            if server.started:
+                raise
     if not server.started:
-        raise click.ClickException("the gateway did not start; its log says why")
+        raise click.ClickException(activity.failure or "the gateway did not start; its log says why")

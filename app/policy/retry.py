@@ -9,8 +9,9 @@ from typing import Final, Literal
 
 from app.config import RetrySettings
 
-Outcome = Literal["refused", "connect_timeout", "timeout", "reset", "status", "redirect"]
-"""How an attempt failed: no connection, none in time, no answer in time, connection lost, a 5xx, sent elsewhere."""
+Outcome = Literal["refused", "connect_timeout", "timeout", "reset", "status", "redirect", "content"]
+"""How an attempt failed: no connection, none in time, no answer in time, connection lost, a 5xx, sent elsewhere,
+an answer that is not what the endpoint answers."""
 
 RETRYABLE_STATUS: Final = frozenset({500, 502, 503, 504})
 """The backend did not do the work, and inference can be asked for twice. A request that fails everywhere (a query of

@@ -40,8 +40,9 @@ OUTCOMES: Final = (
     "reset",
     "status",
     "redirect",
+    "content",
 )
-CACHE_STATUSES: Final = ("HIT", "MISS", "BYPASS")
+CACHE_STATUSES: Final = ("HIT", "MISS", "BYPASS", "REFRESH")
 LIMITS: Final = ("requests", "tokens", "concurrency")
 
 _REQUEST_BUCKETS: Final = (

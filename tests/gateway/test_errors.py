@@ -293,3 +293,35 @@ async def test_one_at_a_time(tmp_path: Path) -> None:
         async with asyncio.timeout(20):
             while (await gateway.embed("three")).status_code == 429:  # noqa: ASYNC110 - another process tells
                 await asyncio.sleep(0.05)
+
+
+async def test_a_trailer_is_no_header(gateway: Running) -> None:
+    lines = (f"POST {EMBED} HTTP/1.1", "Host: x", "Transfer-Encoding: chunked", "Connection: close")
+    content = "\r\n".join((*lines, "", "2", "{}", "0", f"Authorization: Bearer {KEY}", "", "")).encode()
+    assert (await raw(gateway, content)).startswith(b"HTTP/1.1 401 ")
+
+
+async def test_two_keys(gateway: Running) -> None:
+    twice = [("Authorization", f"Bearer {KEY}"), ("Authorization", "Bearer other")]
+    async with httpx.AsyncClient(base_url=gateway.client.base_url) as stranger:
+        answer = await stranger.post(EMBED, json=BODY, headers=twice)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "authorization")
+
+
+@pytest.mark.parametrize("query", ["region=mars", "outcome=bogus", "reason=X", "subject_country=UK", "limit=0", "x=1"])
+async def test_a_filter_that_no_record_can_meet(gateway: Running, query: str) -> None:
+    answer = await gateway.client.get(f"/v1/audit/logs?{query}")
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+async def test_a_client_that_leaves_in_its_body_is_recorded(gateway: Running) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(head("Content-Length: 40", "X-Request-Id: left-early") + b'{"model"')
+    await writer.drain()
+    await asyncio.sleep(0.2)
+    writer.close()
+    async with asyncio.timeout(20):
+        while len(records := await gateway.records(request_id="left-early")) < 2:  # noqa: ASYNC110 - another process tells
+            await asyncio.sleep(0.05)
+    assert [record["outcome"] for record in records] == ["refused", "cancelled"]
+    assert records[1]["body_may_have_arrived"] is False
