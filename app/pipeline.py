@@ -23,7 +23,7 @@ from app.policy.explain import resolve
 from app.policy.residency import decide
 from app.policy.routing import rank, score
 from app.policy.rules import LawBook
-from app.recorder import Recorder
+from app.recorder import Recorder, to_the_end
 from app.refusals import refusal
 from app.stores.base import CacheStore
 from app.telemetry.metrics import Metrics
@@ -118,7 +118,7 @@ class Gateway:
                 await self.recorder.permitted(exchange, ranked[0])
                 forwarded = await self.forwarder.forward(exchange, call, ranked, able)
             except asyncio.CancelledError:
-                await asyncio.shield(self.recorder.completed(exchange, "cancelled", CLIENT_CLOSED))
+                await to_the_end(self.recorder.completed(exchange, "cancelled", CLIENT_CLOSED))
                 raise
             return await self.delivery.forwarded(exchange, call, key, forwarded, held)
 

@@ -2,14 +2,16 @@
 
 import asyncio
 import uuid
+from collections.abc import Coroutine
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from app.audit.pseudonym import Pseudonyms
 from app.audit.record import CompletionOutcome, Record, completion, decision
 from app.audit.writer import Trail
 from app.config import RESERVED_LOG
-from app.errors import AuditUnavailable, GatewayError, InvalidRequest
+from app.errors import AuditUnavailable, DeadlineExceeded, GatewayError, InvalidRequest
 from app.exchange import CLIENT_CLOSED, Exchange
 from app.types import Decision, Verdict
 
@@ -28,16 +30,11 @@ class Recorder:
 
     async def permitted(self, exchange: Exchange, region: str) -> None:
         """Make the decision to serve in `region` durable; raises `AuditUnavailable`."""
+        await to_the_end(self._permitted(exchange, region))
+
+    async def _permitted(self, exchange: Exchange, region: str) -> None:
         record = await self._decision(exchange, region, region=region)
-        writing = asyncio.ensure_future(self._append(exchange, region, [record], exchange.left()))
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            # The client has left in this moment: its decision still gets its own completion, not one that is lost.
-            with suppress(AuditUnavailable):
-                await writing
-                exchange.record = record
-            raise
+        await self._append(exchange, region, [record], exchange.left())
         exchange.record = record
 
     async def abandoned(self, exchange: Exchange) -> None:
@@ -94,8 +91,13 @@ class Recorder:
             raise AuditUnavailable("answer", retry_after=unavailable.values["retry_after"]) from unavailable
 
     async def _append(self, exchange: Exchange, log: str, records: list[Record], patience: float) -> None:
-        with exchange.timed("audit"):
-            await self._trail.append(log, records, patience)
+        try:
+            with exchange.timed("audit"):
+                await self._trail.append(log, records, patience)
+        except AuditUnavailable as unavailable:
+            if patience < _GRACE and exchange.left() <= 0:  # it was the caller's time that ended, not the disk's
+                raise DeadlineExceeded(limit=timedelta(seconds=exchange.timeout)) from unavailable
+            raise
         exchange.audit_log = log
         exchange.headers.setdefault("X-Audit-Id", records[0]["id"])
 
@@ -177,6 +179,17 @@ class Recorder:
             duration_us=int(exchange.elapsed() * 1_000_000),
             body_may_have_arrived=any(attempt.outcome != "refused" for attempt in exchange.attempts),
         )
+
+
+async def to_the_end(writing: Coroutine[Any, Any, None]) -> None:
+    """Await a write that a client's leaving must not break off: what it began is finished before the work is given up."""
+    task = asyncio.ensure_future(writing)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with suppress(GatewayError):
+            await task
+        raise
 
 
 def _verdict(decided: Decision | None, region: str | None) -> Verdict | None:
