@@ -4,19 +4,20 @@ import asyncio
 import uuid
 from collections.abc import Coroutine
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from app.audit.pseudonym import Pseudonyms
 from app.audit.record import CompletionOutcome, Record, completion, decision
 from app.audit.writer import Trail
 from app.config import RESERVED_LOG
-from app.errors import AuditUnavailable, DeadlineExceeded, GatewayError, InvalidRequest
+from app.errors import AuditUnavailable, GatewayError, InvalidRequest
 from app.exchange import CLIENT_CLOSED, Exchange
 from app.types import Decision, Verdict
 
 _GRACE = 1.0
-"""Seconds that a completion may still wait for its commit once the request's own deadline has passed."""
+"""Seconds that a record may wait for its commit even where the request's own deadline is nearer, or has passed: a
+caller in a hurry is told that its time is up, not that the audit trail is broken."""
 
 
 class Recorder:
@@ -34,7 +35,7 @@ class Recorder:
 
     async def _permitted(self, exchange: Exchange, region: str) -> None:
         record = await self._decision(exchange, region, region=region)
-        await self._append(exchange, region, [record], exchange.left())
+        await self._append(exchange, region, [record], max(exchange.left(), _GRACE))
         exchange.record = record
 
     async def abandoned(self, exchange: Exchange) -> None:
@@ -57,7 +58,7 @@ class Recorder:
         """Make decision and completion of an answer from the cache durable in one commit."""
         record = await self._decision(exchange, region, region=region)
         end = self._completion(exchange, record, "served", status, cache="HIT", bytes_out=size)
-        await self._append(exchange, region, [record, end], exchange.left())
+        await self._append(exchange, region, [record, end], max(exchange.left(), _GRACE))
         exchange.record, exchange.completed = record, True
 
     async def completed(
@@ -91,13 +92,8 @@ class Recorder:
             raise AuditUnavailable("answer", retry_after=unavailable.values["retry_after"]) from unavailable
 
     async def _append(self, exchange: Exchange, log: str, records: list[Record], patience: float) -> None:
-        try:
-            with exchange.timed("audit"):
-                await self._trail.append(log, records, patience)
-        except AuditUnavailable as unavailable:
-            if patience < _GRACE and exchange.left() <= 0:  # it was the caller's time that ended, not the disk's
-                raise DeadlineExceeded(limit=timedelta(seconds=exchange.timeout)) from unavailable
-            raise
+        with exchange.timed("audit"):
+            await self._trail.append(log, records, patience)
         exchange.audit_log = log
         exchange.headers.setdefault("X-Audit-Id", records[0]["id"])
 
@@ -182,7 +178,7 @@ class Recorder:
 
 
 async def to_the_end(writing: Coroutine[Any, Any, None]) -> None:
-    """Await a write that a client's leaving must not break off: what it began is finished before the work is given up."""
+    """Await a write that a client's leaving must not break off: it is finished before the work is given up."""
     task = asyncio.ensure_future(writing)
     try:
         await asyncio.shield(task)

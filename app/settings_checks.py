@@ -4,9 +4,10 @@ The checks read the raw data, so that a problem elsewhere in the file hides none
 is passed over here and reported by the schema.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -16,6 +17,9 @@ from app.yaml_source import Key
 from regions.settings import MODELS
 
 Found = Iterator[tuple[Key, str]]
+
+_VERSIONS: Final[Mapping[str, tuple[str, ...]]] = {"openai": ("v1",), "kserve": ("v2",), "tidegate": ("v1", "v2")}
+"""First parts of the paths that each protocol is asked for."""
 
 
 def check(data: Any) -> Found:
@@ -90,6 +94,17 @@ def _unknown_models(data: Any) -> Found:
                     yield key, f"a managed worker has no model {name!r}; {closest(name, list(MODELS))}"
 
 
+def _version_in_urls(data: Any) -> Found:
+    """Paths such as /v1/embeddings are appended to a backend's URL, which SDKs want with the version in it."""
+    for index, region in _parts(data, "regions"):
+        for position, backend in _parts(region, "backends"):
+            url = backend.get("url")
+            version = isinstance(url, str) and re.search(r"/(v[12])/*$", url)
+            if version and version[1] in _VERSIONS.get(str(backend.get("protocol", "tidegate")), ()):
+                key = ("regions", index, "backends", position, "url")
+                yield key, f"ends in /{version[1]}, which is added to each request; leave /{version[1]} out"
+
+
 def _key_hashes(data: Any) -> Iterator[tuple[Key, Any]]:
     for index, tenant in _parts(data, "tenants"):
         for position, value in enumerate(_list(tenant, "keys")):
@@ -116,4 +131,5 @@ _CHECKS: tuple[Callable[[Any], Found], ...] = (
     _unknown_regions,
     _only_on_loopback,
     _unknown_models,
+    _version_in_urls,
 )

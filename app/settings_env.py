@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from ruamel.yaml.error import YAMLError
 
 from app.config import Settings
-from app.yaml_source import Document, Key, Problem, dotted, value_of
+from app.yaml_source import Document, Key, Problem, TooDeep, dotted, value_of
 
 PREFIX = "TIDEGATE_"
 _SEPARATOR = "__"
@@ -46,11 +46,12 @@ class Source:
 def overlay(document: Document, environ: Mapping[str, str]) -> tuple[Source, list[Problem]]:
     """The document with the variables of `environ` laid over it, shallow keys first, and what is wrong with those.
 
-    Variables without the prefix or without a double underscore belong to others and are left alone.
+    Variables without the prefix or without a double underscore belong to others and are left alone, unless they are
+    named as a section is: whoever sets one means us.
     """
     data = copy.deepcopy(document.data)
     overrides: list[Override] = []
-    problems: list[Problem] = []
+    problems = [Problem(PLACE, None, name, _section_example(name)) for name in sorted(environ) if _is_section(name)]
     ours = [name for name in environ if name.startswith(PREFIX) and _SEPARATOR in name[len(PREFIX) :]]
     for name in sorted(ours, key=lambda name: (name.count(_SEPARATOR), name)):
         try:
@@ -61,6 +62,19 @@ def overlay(document: Document, environ: Mapping[str, str]) -> tuple[Source, lis
         else:
             overrides.append(Override(name, key))
     return Source(document, data, tuple(overrides)), problems
+
+
+def _is_section(name: str) -> bool:
+    """Whether a variable is named as a section of the settings is, without a key in it."""
+    step = descend(Settings, name.removeprefix(PREFIX).lower()) if name.startswith(PREFIX) else None
+    return step is not None and bool(names_under(step[1]))
+
+
+def _section_example(name: str) -> str:
+    step = descend(Settings, name.removeprefix(PREFIX).lower())
+    key = names_under(step[1])[0].upper() if step else ""
+    entry = "0__" if step and get_origin(step[1]) is tuple else ""
+    return f"names a section, which is set key by key; write such as {name}{_SEPARATOR}{entry}{key}"
 
 
 def descend(annotation: Any, segment: str | int) -> tuple[str | int, Any] | None:
@@ -125,6 +139,8 @@ def _shell(name: str) -> str:
 def _value(text: str) -> Any:
     try:
         return value_of(text)
+    except TooDeep:
+        raise
     except (YAMLError, ValueError) as error:
         raise ValueError("its value is not YAML; put text with special characters in quotes") from error
 

@@ -7,8 +7,12 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 from ruamel.yaml.reader import ReaderError
+
+MAX_DEPTH = 64
+"""Levels that a document may nest; no configuration or law needs ten, and who reads it recurses."""
 
 Key = tuple[str | int, ...]
 """Where a value stands in a document: the names and list indexes that lead to it from the root."""
@@ -34,6 +38,14 @@ class ConfigInvalid(Exception):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+
+class TooDeep(ValueError):
+    """A document that nests deeper than `MAX_DEPTH`; `line` is where."""
+
+    def __init__(self, line: int) -> None:
+        super().__init__(f"nests deeper than {MAX_DEPTH} levels; no setting needs ten")
+        self.line = line
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +85,14 @@ def read(file: Path) -> Document:
 def parse(text: str, file: str) -> Document:
     """The document in `text`, by YAML 1.2, where `NO` is Norway; raises `ConfigInvalid` where it is not YAML."""
     try:
+        _check_depth(text)
         root = YAML(typ="rt", pure=True).compose(text)
         lines: dict[Key, int] = {}
         duplicates: list[Problem] = []
         _walk(root, (), file, lines, duplicates)
-        return Document(file, value_of(text), lines, tuple(duplicates))
+        return Document(file, _plain(text), lines, tuple(duplicates))
+    except TooDeep as error:
+        raise ConfigInvalid([Problem(file, error.line, "", str(error))]) from error
     except (YAMLError, ValueError) as error:
         # Values out of a type's range, such as the date 2026-02-30, surface as a plain ValueError.
         raise ConfigInvalid([Problem(file, _error_line(error, text), "", f"is not YAML: {_reason(error)}")]) from error
@@ -85,9 +100,23 @@ def parse(text: str, file: str) -> Document:
 
 def value_of(text: str) -> Any:
     """Plain data from YAML 1.2 text; raises `YAMLError` or ValueError."""
+    _check_depth(text)
+    return _plain(text)
+
+
+def _plain(text: str) -> Any:
     yaml = YAML(typ="safe", pure=True)  # the C loader reads YAML 1.1
     yaml.allow_duplicate_keys = True  # reported by our own walk, all of them and with their paths
     return yaml.load(text)
+
+
+def _check_depth(text: str) -> None:
+    """Raises `TooDeep` at the level too many, from the parser's events: all that comes after them recurses."""
+    depth = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise TooDeep(event.start_mark.line + 1)
 
 
 def _walk(root: Node | None, key: Key, file: str, lines: dict[Key, int], duplicates: list[Problem]) -> None:
