@@ -33,7 +33,9 @@ REGIONS: Mapping[str, Mapping[str, Any]] = {
     "us-east": {"country": "US", "subdivision": "US-VA", "latitude": 38.9, "longitude": -77.4},
     "eu-west": {"country": "IE", "latitude": 53.3, "longitude": -6.3},
     "ap-southeast": {"country": "SG", "latitude": 1.35, "longitude": 103.8},
+    "eu-central": {"country": "DE", "latitude": 50.1, "longitude": 8.7},
 }
+USUAL = ("us-east", "eu-west", "ap-southeast")
 
 
 class Upstream:
@@ -101,7 +103,7 @@ def configuration(upstreams: Mapping[str, Upstream], changes: Mapping[str, Any])
         for name, upstream in upstreams.items()
     ]
     tenant = {"id": "demo", "keys": [HASH], "scopes": ["infer", "audit:admin", "admin"], "subject": "US"}
-    # The servers share a thread with the test: while that is busy, as with an import, a probe must not count them down.
+    # The servers share a thread with the test: while that is busy, as with an import, no probe shall count them down.
     patient = {"health": {"timeout": "30s"}}
     fixed = {"version": 1, "regions": regions, "tenants": [tenant], "audit": {"path": "audit"}}
     return {**fixed, **changes, "resilience": {**patient, **changes.get("resilience", {})}}
@@ -109,9 +111,9 @@ def configuration(upstreams: Mapping[str, Upstream], changes: Mapping[str, Any])
 
 @asynccontextmanager
 async def running(directory: Path, *regions: str, **changes: Any) -> AsyncIterator[Running]:
-    """Start servers for the regions (all three unless named) and a gateway in front of them; end it by its pid."""
+    """Start servers for the regions (the usual three unless named) and a gateway before them; end it by its pid."""
     async with AsyncExitStack() as stack:
-        upstreams = {name: Upstream() for name in regions or REGIONS}
+        upstreams = {name: Upstream() for name in regions or USUAL}
         for upstream in upstreams.values():
             upstream.server = await stack.enter_async_context(serving(upstream.respond))
         file = directory / "tidegate.yaml"

@@ -23,6 +23,10 @@ class Server:
     connections: int = 0
     gone: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a client has closed its connection."""
+    die: Callable[[], None] = lambda: None
+    """Close the port and every connection at once, as a killed process does."""
+    revive: Callable[[], Awaitable[None]] | None = None
+    """Listen on the same port again."""
 
 
 Answer = Callable[[asyncio.StreamWriter, Request], Awaitable[None]]
@@ -49,15 +53,24 @@ async def serving(answer: Answer) -> AsyncIterator[Server]:
             with suppress(ConnectionError, asyncio.CancelledError):
                 await writer.wait_closed()
 
-    listener = await asyncio.start_server(connected, "127.0.0.1", 0)
-    host, port = listener.sockets[0].getsockname()
+    listeners = [await asyncio.start_server(connected, "127.0.0.1", 0)]
+    host, port = listeners[0].sockets[0].getsockname()
     server.url = f"http://{host}:{port}"
+
+    def die() -> None:
+        listeners.pop().close()
+        for task in tasks:
+            task.cancel()
+
+    async def revive() -> None:
+        listeners.append(await asyncio.start_server(connected, "127.0.0.1", port))
+
+    server.die, server.revive = die, revive
     try:
         yield server
     finally:
-        listener.close()
-        for task in tasks:
-            task.cancel()
+        if listeners:
+            die()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
