@@ -7,15 +7,15 @@ export PYTHON
 BIN := .venv/bin
 ARCHITECTURE := tests/test_architecture.py
 
-.PHONY: help run test check bench locales lock
+.PHONY: help run test check faults bench locales lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # exec: Ctrl-C and SIGTERM reach tidegate itself, whose exit status 0 after a clean stop is then make's.
-run: ## install what is missing, start gateway and workers of three regions here; Ctrl-C stops them
+run: ## install what is missing, start gateway and workers of three regions here; Ctrl-C stops them (PORT=8090: on that port)
 	@requirements/install.sh run
-	@exec $(BIN)/tidegate up
+	@exec $(BIN)/tidegate up $(if $(PORT),--port $(PORT))
 
 test: ## install what is missing, then every check and every test
 	@requirements/install.sh test
@@ -29,6 +29,10 @@ check: ## lint, format, types, import contracts, architecture tests
 	@echo "==> mypy" && $(BIN)/mypy
 	@echo "==> import-linter" && $(BIN)/lint-imports
 	@echo "==> architecture" && $(BIN)/python -m pytest -q $(ARCHITECTURE)
+
+faults: ## the long form of the fault tests: 10,000 requests while regions die, hang, lie and cut
+	@requirements/install.sh test
+	@FAULT_REQUESTS=10000 $(BIN)/python -m pytest -q -s tests/faults
 
 bench: ## run every program in benchmarks/
 	@requirements/install.sh test

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from http import HTTPStatus
 
+import structlog
+
 from app.audit.record import CompletionOutcome
 from app.errors import InvalidRequest, ModelNotFound, NotFound, PayloadTooLarge
 from app.exchange import Exchange
@@ -27,6 +29,9 @@ _TAIL = 4096
 """Bytes at a stream's end in which its usage is looked for: OpenAI sends it in the last event before [DONE]."""
 _AFTER_END = 0.25
 """Seconds that a backend has to end its answer after the closing event, so that its connection can be used again."""
+
+
+log = structlog.get_logger("tidegate.delivery")
 
 
 class Delivery:
@@ -91,8 +96,10 @@ class Delivery:
             await self._complete(exchange, forwarded, outcome, size)
             if end.held:
                 yield end.held
-        except AttemptFailed:
+        except AttemptFailed as error:
             outcome = "failed"
+            exchange.cut = True
+            log.warning("stream broken off", region=forwarded.region, outcome=error.outcome)
             raise
         finally:
             held.close()

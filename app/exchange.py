@@ -47,6 +47,8 @@ class Exchange:
     """The audit decision once it is durable; its completion is owed from then on."""
     audit_log: str | None = None
     completed: bool = False
+    cut: bool = False
+    """Whether a stream broke off after its answer had begun: the client sees its connection end."""
     attempts: list[Attempt] = field(default_factory=list)
     headers: dict[str, str] = field(default_factory=dict)
     """Sent with whatever answer leaves, refusals included."""

@@ -83,6 +83,8 @@ class Gate:
         try:
             await self._serve(exchange, scope, receive, outgoing)
         except Exception as error:
+            if exchange.cut:
+                return  # told and recorded already; an answer that is never completed makes the server close
             # The edge of the process: whatever was not foreseen is a bug, and the caller still gets a whole answer.
             log.exception("unforeseen failure", error=type(error).__name__)
             if outgoing.status is None:

@@ -162,6 +162,10 @@ class WorkerClient:
         except httpx.TransportError as error:
             outcome = _outcome(error)
             raise AttemptFailed(outcome, retryable=retryable(outcome, None)) from error
+        except AttributeError as error:
+            # A peer that closes in the moment it has accepted leaves uvloop's transport without a socket, and anyio,
+            # which asks it for its address, with None; seen about once in 10,000 requests while regions were dying.
+            raise AttemptFailed("reset", retryable=True) from error
 
     async def aclose(self) -> None:
         for pool in itertools.chain.from_iterable(self._pools.values()):

@@ -45,7 +45,7 @@ async def serving(answer: Answer) -> AsyncIterator[Server]:
                 server.requests.append(request)
                 await unless_gone(reader, answer(writer, request))
                 await writer.drain()
-        except (ConnectionError, asyncio.CancelledError):
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
             server.gone.set()
