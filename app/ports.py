@@ -19,7 +19,9 @@ def listen(host: str, port: int, backlog: int = 2048) -> socket.socket:
         return socket.create_server((host, port), family=family, backlog=backlog)
     except OSError as error:
         reason = "is in use" if error.errno == errno.EADDRINUSE else f"cannot be used ({error.strerror})"
-        raise click.ClickException(f"port {port} on {host} {reason}; choose another with --port") from error
+        raise click.ClickException(
+            f"port {port} on {host} {reason}; choose another with --port N (make run PORT=N)"
+        ) from error
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> int:

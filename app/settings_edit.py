@@ -32,15 +32,15 @@ _Representer.add_representer(type(None), _Representer.represent_null)
 def edit(file: Path, environ: Mapping[str, str], change: Callable[[Any], None]) -> None:
     """Applies `change` to the data of `file`, checks the result as a configuration and replaces the file by it.
 
-    Raises `ConfigInvalid`, leaving the file as it was, where the result would not be sound. One edit at a time: others
-    wait for a lock on the directory.
+    Raises `ConfigInvalid`, leaving the file as it was, where the result would not be sound; the backends' secrets need
+    not be in `environ` for that. One edit at a time: others wait for a lock on the directory.
     """
     file = file.resolve()
     directory = os.open(file.parent, os.O_RDONLY)
     try:
         fcntl.flock(directory, fcntl.LOCK_EX)
         text = changed(file.read_text(encoding="utf-8"), change)
-        load_text(text, file, environ)
+        load_text(text, file, environ, secrets=False)
         _replace(file, text)
         os.fsync(directory)
     finally:

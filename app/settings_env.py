@@ -51,7 +51,7 @@ def overlay(document: Document, environ: Mapping[str, str]) -> tuple[Source, lis
     """
     data = copy.deepcopy(document.data)
     overrides: list[Override] = []
-    problems = [Problem(PLACE, None, name, _section_example(name)) for name in sorted(environ) if _is_section(name)]
+    problems = [problem for name in sorted(environ) if (problem := _keyless(name))]
     ours = [name for name in environ if name.startswith(PREFIX) and _SEPARATOR in name[len(PREFIX) :]]
     for name in sorted(ours, key=lambda name: (name.count(_SEPARATOR), name)):
         try:
@@ -64,17 +64,17 @@ def overlay(document: Document, environ: Mapping[str, str]) -> tuple[Source, lis
     return Source(document, data, tuple(overrides)), problems
 
 
-def _is_section(name: str) -> bool:
-    """Whether a variable is named as a section of the settings is, without a key in it."""
+def _keyless(name: str) -> Problem | None:
+    """What is wrong with a variable that names a section and no key in it; None for any other variable."""
     step = descend(Settings, name.removeprefix(PREFIX).lower()) if name.startswith(PREFIX) else None
-    return step is not None and bool(names_under(step[1]))
-
-
-def _section_example(name: str) -> str:
-    step = descend(Settings, name.removeprefix(PREFIX).lower())
-    key = names_under(step[1])[0].upper() if step else ""
-    entry = "0__" if step and get_origin(step[1]) is tuple else ""
-    return f"names a section, which is set key by key; write such as {name}{_SEPARATOR}{entry}{key}"
+    example = name
+    while step and (names := names_under(step[1])):
+        entry = ["0"] if get_origin(step[1]) is tuple else []
+        example = _SEPARATOR.join([example, *entry, names[0].upper()])
+        for segment in (*entry, names[0]):
+            step = descend(step[1], segment) if step else None
+    message = f"names a section, which is set key by key; write such as {example}"
+    return None if example == name else Problem(PLACE, None, name, message)
 
 
 def descend(annotation: Any, segment: str | int) -> tuple[str | int, Any] | None:

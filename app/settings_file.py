@@ -24,19 +24,22 @@ _SHIPPED_LAW = Path(__file__).resolve().parents[1] / "configs" / "residency"
 _FROM_ENVIRONMENT = "env:"
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Settings:
-    """The settings in `path`, overridden by `environ`; raises `ConfigInvalid` with everything that is wrong."""
-    return load_placed(path, environ)[0]
+def load(path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Settings:
+    """The settings in `path`, overridden by `environ`; raises `ConfigInvalid` with everything that is wrong.
+
+    Without `secrets` the backends' keys stay as they are written: whoever sends nothing to them needs none.
+    """
+    return _settings(read(path), path, environ, secrets=secrets)[0]
 
 
 def load_placed(path: Path, environ: Mapping[str, str]) -> tuple[Settings, Source]:
     """As `load`, with the source as well, for checks that follow and want to say where a value was set."""
-    return _settings(read(path), path, environ)
+    return _settings(read(path), path, environ, secrets=True)
 
 
-def load_text(text: str, path: Path, environ: Mapping[str, str]) -> Settings:
+def load_text(text: str, path: Path, environ: Mapping[str, str], *, secrets: bool = True) -> Settings:
     """As `load`, from text that is about to be written to `path`."""
-    return _settings(parse(text, str(path)), path, environ)[0]
+    return _settings(parse(text, str(path)), path, environ, secrets=secrets)[0]
 
 
 def documents(pattern: str, base: Path) -> list[tuple[str, Mapping[str, Any]]]:
@@ -63,12 +66,13 @@ def documents(pattern: str, base: Path) -> list[tuple[str, Mapping[str, Any]]]:
     return found
 
 
-def _settings(document: Document, path: Path, environ: Mapping[str, str]) -> tuple[Settings, Source]:
+def _settings(document: Document, path: Path, environ: Mapping[str, str], *, secrets: bool) -> tuple[Settings, Source]:
     source, problems = overlay(document, environ)
     problems = [*document.duplicates, *problems]
     if not isinstance(source.data, dict):
         raise ConfigInvalid([*problems, Problem(document.file, 1, "", "a mapping is expected, from `version: 1` on")])
-    problems += [source.problem(key, message) for key, message in _resolve_secrets(source.data, environ)]
+    if secrets:
+        problems += [source.problem(key, message) for key, message in _resolve_secrets(source.data, environ)]
     source.data.setdefault("audit", {})  # pydantic validates no default, and this one is relative to the file
     settings: Settings | None = None
     try:

@@ -225,6 +225,15 @@ def test_explain_refuses_bad_input_in_one_line(options: list[str], said: str) ->
     assert one_line(done.stderr)
 
 
+# --- make
+
+
+@pytest.mark.parametrize(("given", "command"), [([], "up"), (["PORT=8090"], "up --port 8090")])
+def test_make_run_takes_the_port(given: list[str], command: str) -> None:
+    done = subprocess.run(["make", "-n", "run", *given], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1].strip() == f"exec .venv/bin/tidegate {command}"
+
+
 # --- keys
 
 
@@ -281,6 +290,20 @@ def test_keys_refuses_what_it_cannot_do_and_changes_nothing(small: Path, argumen
     assert said in done.stderr
     assert one_line(done.stderr)
     assert small.read_text() == SMALL
+
+
+def test_keys_need_no_secret_of_a_backend(small: Path) -> None:
+    backend = '[{url: "https://eu.internal", protocol: openai, models: [llama], api_key: "env:EU_KEY"}]'
+    small.write_text(SMALL.replace("backends: []", f"backends: {backend}"))
+    assert run("keys", "list", "--config", small, environ={"EU_KEY": ""}).returncode == 0
+    assert run("keys", "new", "--config", small, "--tenant", "one").returncode == 0
+    done = run("keys", "revoke", "--config", small, "b" * 8)
+    assert done.returncode == 0, done.stderr
+    assert 'api_key: "env:EU_KEY"' in small.read_text()
+    for command in (("check", small), ("gateway", "--config", small)):
+        done = run(*command)
+        assert done.returncode == 2
+        assert "the environment variable EU_KEY is not set" in done.stderr
 
 
 def test_keys_leaves_an_unsound_file_alone(small: Path) -> None:
@@ -357,7 +380,9 @@ def test_port_taken_is_one_line_that_names_the_option(small: Path, command: str)
         port = taken.getsockname()[1]
         done = run(command, "--config", small, "--port", port)
     assert done.returncode == 1
-    assert done.stderr == f"tidegate: port {port} on 127.0.0.1 is in use; choose another with --port\n"
+    assert (
+        done.stderr == f"tidegate: port {port} on 127.0.0.1 is in use; choose another with --port N (make run PORT=N)\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,14 @@ def test_paths_are_relative_to_the_file_also_by_default_and_from_the_environment
         ("protocol: openai", "managed: true", "9: regions.0.backends.0: a backend is either"),
         ("protocol: openai", "api_key: 5", "9: regions.0.backends.0.api_key: the value is not text"),
         (
+            "127.0.0.1:1",
+            "127.0.0.1:1/api/v1/",
+            "9: regions.0.backends.0.url: ends in /v1, which is added to each request; leave /v1 out",
+        ),
+        ('1", protocol: openai', '1/v2", protocol: kserve', "9: regions.0.backends.0.url: ends in /v2, which is added"),
+        ('1", protocol: openai', '1/v1"', "9: regions.0.backends.0.url: ends in /v1, which is added"),
+        ("- id: one", "- id: " + "[" * 20_000, "11: nests deeper than 64 levels; no setting needs ten"),
+        (
             "protocol: openai",
             'api_key: "env:NO_SUCH"',
             "9: regions.0.backends.0.api_key: the environment variable NO_SUCH",
@@ -270,13 +278,24 @@ def test_environment_overrides_at_any_depth(tmp_path: Path) -> None:
         ("TIDEGATE_TENANTS__7__ID", "x", "the list has 1 entries, so the next index is 1"),
         ("TIDEGATE_CACHE__TTL", "[", "its value is not YAML"),
         ("TIDEGATE_CACHE__TTL", "5 parsecs", "'5 parsecs' is not a duration"),
-        ("TIDEGATE_CACHE", "{ttl: x}", None),
+        ("TIDEGATE_CACHE__TTL", "[" * 20_000, "nests deeper than 64 levels"),
+        (
+            "TIDEGATE_CACHE",
+            "{ttl: x}",
+            "names a section, which is set key by key; write such as TIDEGATE_CACHE__MAX_EN",
+        ),
+        ("TIDEGATE_TENANTS", "x", "names a section, which is set key by key; write such as TIDEGATE_TENANTS__0__ID"),
+        ("TIDEGATE_RESILIENCE", "", "names a section, which is set key by key; write such as TIDEGATE_RESILIENCE__BRE"),
+        ("TIDEGATE_KEY", "tg_x", None),
+        ("TIDEGATE_KEY_HASH", "x", None),
+        ("TIDEGATE_VERSION", "1.2.3", None),
+        ("TIDEGATE_GATEWAY_PORT", "tcp://10.0.0.1:80", None),  # as Kubernetes announces a service of that name
         ("TIDEGATE_RESILIENCE__BREAKER", "{failures: 0}", "failures: 0 is out of range"),
         ("TIDEGATE_TENANTS__0__KEYS__0", "hush", "a key is stored as"),
     ],
 )
 def test_environment_problem_names_the_variable(tmp_path: Path, name: str, value: str, expected: str | None) -> None:
-    if expected is None:  # without a double underscore it is not ours
+    if expected is None:  # without a double underscore, and no section's name, it is not ours
         load(written(tmp_path, SMALL), {name: value})
         return
     (found,) = problems(tmp_path, SMALL, **{name: value})

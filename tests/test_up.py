@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from app.commands.up import welcome
+from app.law import load_all
 from app.ports import free_ports
+from app.topology import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -107,6 +110,27 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
         process.kill()
         process.wait(10)
         until(lambda: not running.children(), lambda: str(running.children()), 30)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "shown"),
+    [
+        ("", "", ["-i http", '"X-Data-Subject: DE" http', "X-Region: us-east"]),
+        ("models: [minilm]", "models: [minilm-moe]", ["-i http", '"X-Data-Subject: DE" http', "X-Region: us-east"]),
+        ("models: [minilm]", "models: [dynamic-moe]", ["/v1/models"]),
+        ("    subject: US\n", "", ['"X-Data-Subject: DE" http', "X-Region: us-east"]),
+        ("country: US, subdivision: US-VA,", "country: FR,", ["-i http", '"X-Data-Subject: DE" http']),
+    ],
+)
+def test_the_requests_to_paste_fit_the_configuration(tmp_path: Path, old: str, new: str, shown: list[str]) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(CONFIG.replace(old, new, 1))
+    settings, law = load_all(file, {})
+    lines = welcome(settings, law, plan(settings, file, 8090, {}, regional=False))
+    commands = [line for line in lines if line.startswith("  curl -sS ")]
+    assert len(commands) == len(shown), commands
+    for command, part in zip(commands, shown, strict=True):
+        assert part in command
 
 
 def test_it_says_what_it_starts_and_how_to_use_it(up: Up) -> None:

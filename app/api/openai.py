@@ -95,8 +95,10 @@ def to_call(path: str, body: bytes, depth: int, sampled: bool) -> Call:
     model = fields.get("model")
     if model is None:
         raise InvalidRequest("field_missing", param="model")
-    if not isinstance(model, str) or not model:
+    if not isinstance(model, str):
         raise InvalidRequest("field_type", param="model", expected="string")
+    if not model:
+        raise InvalidRequest("field_value", param="model", expected="length>0")
     stream = fields.get("stream", False)
     if not isinstance(stream, bool):
         raise InvalidRequest("field_type", param="stream", expected="boolean")

@@ -2,9 +2,10 @@
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
 import click
 from rich.console import Console
@@ -12,13 +13,20 @@ from rich.live import Live
 from rich.text import Text
 
 from app.child import LOG_LIMIT
-from app.config import DEMO_KEY, DEMO_KEY_HASH, Settings, environment
+from app.config import DEMO_KEY, DEMO_KEY_HASH, Settings, Tenant, environment
+from app.dry_run import ExplainRequest, explain
+from app.errors import InvalidRequest
 from app.law import load_all
+from app.policy.explain import Explanation
+from app.policy.routing import RegionState
+from app.policy.rules import LawBook
 from app.ports import listen
 from app.supervisor import Supervisor
 from app.topology import Topology, plan
 
 _DEFAULT = Path("configs/local.yaml")
+_TEXT_MODELS: Final = ("minilm", "minilm-moe")
+"""Of our models, those that embed text; what others' servers do with theirs is not known here."""
 
 
 @click.command("up", short_help="Start gateway and workers, until Ctrl-C.")
@@ -29,11 +37,11 @@ _DEFAULT = Path("configs/local.yaml")
 def command(config: Path, port: int | None, regional: bool, verbose: bool) -> None:
     """Start the gateway and one worker for each managed backend, and keep them running until Ctrl-C."""
     environ = environment()
-    settings, _ = load_all(config, environ)
+    settings, law = load_all(config, environ)
     topology = plan(settings, config, port, environ, regional=regional)
     for wanted in topology.ports:
         listen(settings.gateway.host, wanted).close()
-    with _Terminal(settings, topology, verbose=verbose) as report:
+    with _Terminal(topology, welcome(settings, law, topology), verbose=verbose) as report:
         asyncio.run(_run(topology, report))
 
 
@@ -44,9 +52,9 @@ async def _run(topology: Topology, report: "_Terminal") -> None:
 class _Terminal:
     """Tells what happens: one line an event, and on a terminal a last line that counts the seconds of what is slow."""
 
-    def __init__(self, settings: Settings, topology: Topology, *, verbose: bool) -> None:
-        self._settings = settings
+    def __init__(self, topology: Topology, welcome: Sequence[str], *, verbose: bool) -> None:
         self._topology = topology
+        self._welcome = welcome
         self._verbose = verbose
         self._console = Console(highlight=False)
         # Refreshed by our own loop: no thread runs while children are being forked.
@@ -83,34 +91,77 @@ class _Terminal:
                 self.say(f"[{name}] {line}")
 
     def ready(self) -> None:
-        """The address, the demo key and three requests to paste."""
-        for line in _welcome(self._settings, self._topology):
+        """The address, the demo key and requests to paste."""
+        for line in self._welcome:
             self.say(line)
 
 
-def _welcome(settings: Settings, topology: Topology) -> list[str]:
-    demo = any(DEMO_KEY_HASH in tenant.keys for tenant in settings.tenants)
-    key = DEMO_KEY if demo else "$TIDEGATE_KEY"
-    primary = settings.regions[0]
-    models = [model for region in settings.regions for backend in region.backends for model in backend.models]
-    body = f"""-d '{{"model": "{models[0] if models else "minilm"}", "input": "Where does the tide go?"}}'"""
-    request = (
-        f'{topology.url}/v1/embeddings -H "Authorization: Bearer {key}" -H "Content-Type: application/json" {body}'
-    )
-    german = '-H "X-Data-Subject: DE"'
-    refused = f'-H "X-Region: {primary.id}" {german} -H "Accept-Language: de-AT, en;q=0.5"'
+def welcome(settings: Settings, law: LawBook, topology: Topology) -> list[str]:
+    """The lines that greet a user: addresses, a key, and requests to paste that hold under this configuration."""
+    tenant = _tenant(settings)
+    key, told = DEMO_KEY, f"Demo key: {DEMO_KEY}"
+    if DEMO_KEY_HASH not in tenant.keys:
+        key, told = "$TIDEGATE_KEY", f"Set TIDEGATE_KEY to a key of tenant {tenant.id}; `tidegate keys new` makes one."
+    authorized = f'-H "Authorization: Bearer {key}"'
+    examples = list(_examples(settings, law, tenant, f"{topology.url}/v1/embeddings {authorized}"))
     return [
         "",
         f"Tidegate is ready: {topology.url}",
         *(f"  {spec.name}: {spec.health.removesuffix('/readyz')}" for spec in topology.gateways[1:]),
-        f"Demo key: {DEMO_KEY}" if demo else "Set TIDEGATE_KEY to a key; `tidegate keys new` makes one.",
+        told,
         "",
-        "An embedding, from the best region:",
-        f"  curl -sS -i {request}",
-        "The same for a person in Germany; the headers say which region served it:",
-        f"  curl -sS -D - -o /dev/null {german} {request}",
-        f"A German's data asked for in {primary.id}, by a caller who reads German:",
-        f"  curl -sS -i {refused} {request}",
+        *(examples or ["The models, and where:", f"  curl -sS -i {topology.url}/v1/models {authorized}"]),
         "",
         "Ctrl-C stops everything.",
     ]
+
+
+def _tenant(settings: Settings) -> Tenant:
+    """Whose requests are shown: of those that may infer who holds the demo key, else the first."""
+    return min(settings.tenants, key=lambda one: ("infer" not in one.scopes, DEMO_KEY_HASH not in one.keys))
+
+
+def _examples(settings: Settings, law: LawBook, tenant: Tenant, target: str) -> Iterator[str]:
+    """Requests to paste, each after what it shows, and only those that will show it."""
+    serving = {
+        model: {
+            region.id
+            for region in settings.regions
+            for backend in region.backends
+            if model in backend.models and backend.protocol != "kserve"
+        }
+        for model in _TEXT_MODELS
+    }
+    model = next((name for name in _TEXT_MODELS if serving[name]), None)
+    if model is None:
+        return
+    body = f"""-d '{{"model": "{model}", "input": "Where does the tide go?"}}'"""
+    request = f'{target} -H "Content-Type: application/json" {body}'
+    german = '-H "X-Data-Subject: DE"'
+    if serving[model].intersection(_explained(settings, law, tenant).ranked):
+        yield "An embedding, from the best region:"
+        yield f"  curl -sS -i {request}"
+    if serving[model].intersection(_explained(settings, law, tenant, subject="DE").ranked):
+        yield "One for a person in Germany; the headers say which region served it:"
+        yield f"  curl -sS -D - -o /dev/null {german} {request}"
+    for region in settings.regions:
+        if _explained(settings, law, tenant, subject="DE", region=region.id).code == "residency_denied":
+            yield f"A German's data asked for in {region.id}, by a caller who reads German:"
+            yield f'  curl -sS -i -H "X-Region: {region.id}" {german} -H "Accept-Language: de-AT, en;q=0.5" {request}'
+            return
+
+
+def _explained(settings: Settings, law: LawBook, tenant: Tenant, **options: str) -> Explanation:
+    """What becomes of such a request once every region is up."""
+    answer = explain(
+        ExplainRequest.model_validate(options),
+        settings=settings,
+        book=law,
+        tenant=tenant,
+        states=[RegionState(one.id, one.latitude, one.longitude, True, None, 0.0) for one in settings.regions],
+        origin=None,
+        today=datetime.now(UTC).date(),
+    )
+    if isinstance(answer, InvalidRequest):
+        raise answer  # the options are our own
+    return answer

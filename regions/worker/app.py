@@ -1,11 +1,12 @@
 """The worker's HTTP app: KServe v2, OpenAI embeddings, health and metrics over the models of one region."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI
@@ -14,13 +15,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from regions.models.base import Outcome
 from regions.wire import HEADER_LENGTH, REQUEST_ID_HEADER, TIMEOUT_HEADER, Fault, read_count
 from regions.worker.jobs import Job
 from regions.worker.kserve import read_inference
 from regions.worker.openai import list_models, read_embeddings
 from regions.worker.refusals import BodyTooLarge, Loading, ModelNotFound, Refused, status_and_fault
 from regions.worker.serving import Serving
+
+T = TypeVar("T")
 
 BODY_LIMIT = 64 << 20
 DRAIN_SECONDS = 10.0
@@ -97,29 +99,33 @@ def _add_models(app: FastAPI, serving: Serving) -> None:
 def _add_inference(app: FastAPI, serving: Serving) -> None:
     @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
-        return await _serve(request, serving, lambda body: read_embeddings(body, serving))
+        return await _serve(request, serving, lambda body, left: read_embeddings(body, serving, left))
 
     @app.post("/v2/models/{name}/infer")
     @app.post("/v2/models/{name}/versions/{version}/infer")
     async def infer(request: Request, name: str, version: str | None = None) -> Response:
-        def read(body: bytes) -> Job:
+        def read(body: bytes, left: Callable[[], bool]) -> Job:
             header = request.headers.get(HEADER_LENGTH)
             length = None if header is None else read_count(header, header=HEADER_LENGTH)
-            return read_inference(body, length, serving.model(name, version))
+            return read_inference(body, length, serving.model(name, version), left)
 
         return await _serve(request, serving, read)
 
 
-async def _serve(request: Request, serving: Serving, read: Callable[[bytes], Job]) -> Response:
-    """One inference request from its body to its answer; every failure becomes an answer here."""
+async def _serve(request: Request, serving: Serving, read: Callable[[bytes, Callable[[], bool]], Job]) -> Response:
+    """One inference request from its body to its answer; every failure becomes an answer here.
+
+    `read` runs on a thread and asks now and then whether its client has left or its time is up.
+    """
     request_id = request.headers.get(REQUEST_ID_HEADER, "")[:_LONGEST_ID]
     started = perf_counter()
     model, limit = "unknown", None
+    left = threading.Event()
     try:
         limit = _time_limit(request)
         async with asyncio.timeout(limit):
             with serving.scheduler.expecting():
-                job = await serving.in_thread(read, await _body(request))
+                job = await _unless_gone(request, serving.in_thread(read, await _body(request), left.is_set))
             model = job.model.name
             outcomes = await _unless_gone(request, serving.scheduler.submit(job.model, job.items))
             answer = await serving.in_thread(job.answer, outcomes)
@@ -138,6 +144,8 @@ async def _serve(request: Request, serving: Serving, read: Callable[[bytes], Job
             seconds=round(perf_counter() - started, 4),
             exc_info=error if status == _INTERNAL else None,
         )
+    finally:
+        left.set()
     serving.metrics.answered(model, response.status_code)
     return response
 
@@ -163,9 +171,9 @@ async def _body(request: Request) -> bytes:
     return b"".join(chunks)
 
 
-async def _unless_gone(request: Request, submitted: Awaitable[list[Outcome]]) -> list[Outcome]:
-    """What was submitted, or ClientDisconnect as soon as the client hangs up; then it leaves the queue."""
-    work = asyncio.ensure_future(submitted)
+async def _unless_gone(request: Request, awaited: Awaitable[T]) -> T:
+    """What is awaited, or ClientDisconnect as soon as the client hangs up; then it leaves the queue that it is in."""
+    work = asyncio.ensure_future(awaited)
     gone = asyncio.ensure_future(request.receive())  # the body has been read: the next message is the hang-up
     try:
         await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)

@@ -1,8 +1,10 @@
 """What the two APIs of a worker have in common: a job for the engine, its options, and the figures of its answer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+from starlette.requests import ClientDisconnect
 
 from regions.models.base import Item, Outcome, ServedModel
 from regions.wire import refusal, wrong_type, wrong_value
@@ -58,6 +60,27 @@ def check_count(count: int, param: str) -> None:
     if count > MAX_TEXTS:
         text = "The request holds {n} inputs; at most {limit} are allowed"
         raise refusal(text, "batch_too_large", param, n=count, limit=MAX_TEXTS)
+
+
+def prepare_texts(
+    texts: Sequence[str],
+    model: ServedModel,
+    *,
+    param: Callable[[int], str],
+    truncate: bool,
+    budget: float | None,
+    left: Callable[[], bool],
+) -> list[Item]:
+    """An item for each text, as long as its client has not `left`; `param` names the field of each.
+
+    Raises InvalidInput, and ClientDisconnect where nobody waits for the rest.
+    """
+    items = []
+    for index, text in enumerate(texts):
+        if left():
+            raise ClientDisconnect
+        items.append(model.prepare_text(text, param=param(index), truncate=truncate, budget=budget))
+    return items
 
 
 def details(items: Sequence[Item], outcomes: Sequence[Outcome], *, truncate: bool) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """KServe v2 inference: its request into a job for the engine, and outcomes into its answer, in JSON or in binary."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +21,7 @@ from regions.wire import (
     wrong_shape,
     wrong_value,
 )
-from regions.worker.jobs import Answer, check_count, details, read_budget, read_flag
+from regions.worker.jobs import Answer, check_count, details, prepare_texts, read_budget, read_flag
 
 _DTYPES: Final[Mapping[str, str]] = {
     "BOOL": "|b1",
@@ -33,7 +33,10 @@ _DTYPES: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Inference:
-    """A KServe request, its inputs prepared: an item for each text, or one for the whole tensor."""
+    """A KServe request, its inputs prepared: an item for each text, or one for the whole tensor.
+
+    `request` no longer holds them: they would keep the whole body in memory until the answer.
+    """
 
     model: ServedModel
     items: Sequence[Item]
@@ -69,8 +72,8 @@ class Inference:
         return outcomes[0].arrays[name]
 
 
-def read_inference(body: bytes, header_length: int | None, model: ServedModel) -> Inference:
-    """The request in `body` for `model`. Raises InvalidInput."""
+def read_inference(body: bytes, header_length: int | None, model: ServedModel, left: Callable[[], bool]) -> Inference:
+    """The request in `body` for `model`. Raises InvalidInput, and ClientDisconnect once its client has `left`."""
     request = read_infer(body, header_length)
     metadata = model.metadata()
     tensor = _only_input(request, metadata["inputs"][0])
@@ -81,13 +84,17 @@ def read_inference(body: bytes, header_length: int | None, model: ServedModel) -
     truncate = read_flag(request.parameters.get("truncate"), "parameters.truncate")
     budget = read_budget(request.parameters.get("compute_budget"), "parameters.compute_budget")
     if model.takes == "text":
-        items = [
-            model.prepare_text(text, param=f"{tensor.name}[{index}]", truncate=truncate, budget=budget)
-            for index, text in enumerate(_texts(tensor))
-        ]
+        items = prepare_texts(
+            _texts(tensor),
+            model,
+            param=lambda index: f"{tensor.name}[{index}]",
+            truncate=truncate,
+            budget=budget,
+            left=left,
+        )
     else:
         items = [model.prepare_tensor(_array(tensor), name=tensor.name, budget=budget)]
-    return Inference(model, items, request, metadata["versions"][-1], truncate)
+    return Inference(model, items, replace(request, inputs=()), metadata["versions"][-1], truncate)
 
 
 def _only_input(request: InferRequest, declared: Mapping[str, Any]) -> Tensor:

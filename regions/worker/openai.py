@@ -1,7 +1,7 @@
 """OpenAI's embeddings API: its request into a job for the engine, and outcomes into its answer."""
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import orjson
 
 from regions.models.base import Item, Outcome, ServedModel
 from regions.wire import missing, read_object, wrong_type, wrong_value
-from regions.worker.jobs import Answer, check_count, details, read_budget, read_flag
+from regions.worker.jobs import Answer, check_count, details, prepare_texts, read_budget, read_flag
 from regions.worker.serving import Serving
 
 
@@ -40,8 +40,8 @@ class Embeddings:
         return base64.b64encode(vector.tobytes()).decode() if self.base64 else vector
 
 
-def read_embeddings(body: bytes, serving: Serving) -> Embeddings:
-    """The request in `body`. Raises InvalidInput, and ModelNotFound or Loading."""
+def read_embeddings(body: bytes, serving: Serving, left: Callable[[], bool]) -> Embeddings:
+    """The request in `body`. Raises InvalidInput, ModelNotFound or Loading, and ClientDisconnect once it has `left`."""
     raw = read_object(body)
     model = _model(raw, serving)
     texts = _texts(raw)
@@ -52,10 +52,14 @@ def read_embeddings(body: bytes, serving: Serving) -> Embeddings:
     truncate = read_flag(raw.get("truncate"), "truncate")
     budget = read_budget(raw.get("compute_budget"), "compute_budget")
     single = isinstance(raw["input"], str)
-    items = [
-        model.prepare_text(text, param="input" if single else f"input[{index}]", truncate=truncate, budget=budget)
-        for index, text in enumerate(texts)
-    ]
+    items = prepare_texts(
+        texts,
+        model,
+        param=lambda index: "input" if single else f"input[{index}]",
+        truncate=truncate,
+        budget=budget,
+        left=left,
+    )
     return Embeddings(model, items, encoding == "base64", truncate)
 
 

@@ -17,6 +17,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from regions.settings import MODELS, WorkerSettings
 
 PREFIX = "TIDEGATE_WORKER__"
+_TOO_DEEP = "nests too deep to be read; no setting needs ten levels"
 
 
 class ConfigError(Exception):
@@ -70,6 +71,8 @@ def _document(file: Path) -> CommentedMap:
         raise ConfigError(f"{file}:{line}: is not YAML: {error.problem}; correct this line") from error
     except YAMLError as error:
         raise ConfigError(f"{file}: is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{file}: {_TOO_DEEP}") from error
     if not isinstance(document, CommentedMap):
         raise ConfigError(f"{file}: holds no settings; it should be a mapping such as `worker: {{...}}`")
     return document
@@ -111,11 +114,16 @@ def _settings(document: CommentedMap, file: Path | None, environ: Mapping[str, s
 
 def _overlaid(data: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     """`data` with the environment over it, and which variable set which key."""
+    section_alone = PREFIX.removesuffix("__")
+    if section_alone in environ:
+        raise ConfigError(f"{section_alone}: names a section, which is set key by key; write such as {PREFIX}THREADS")
     variables: dict[tuple[str, ...], str] = {}
     for name in sorted(name for name in environ if name.startswith(PREFIX)):
         key = tuple(name[len(PREFIX) :].lower().split("__"))
         try:
             value = YAML(typ="safe", pure=True).load(environ[name])
+        except RecursionError as error:
+            raise ConfigError(f"{name}: {_TOO_DEEP}") from error
         except YAMLError as error:
             raise ConfigError(f"{name}: is not a YAML value; put text with special characters in quotes") from error
         section = data

@@ -26,7 +26,7 @@ class LetterCounts:
     """A text model: the embedding of a text is how often each letter from a to z occurs in it.
 
     It takes 16 words; texts with different budgets never share a forward; the text "poison" makes a forward fail.
-    While `gate` is clear, forwards wait.
+    While `gate` is clear, forwards wait, and while `may_read` is, so does whoever prepares a text.
     """
 
     name = "letters"
@@ -37,6 +37,9 @@ class LetterCounts:
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
+        self.read: list[str] = []
+        self.may_read = threading.Event()
+        self.may_read.set()
 
     def metadata(self) -> Mapping[str, Any]:
         return {
@@ -48,6 +51,8 @@ class LetterCounts:
         }
 
     def prepare_text(self, text: str, *, param: str, truncate: bool, budget: float | None) -> Item:
+        self.read.append(text)
+        assert self.may_read.wait(timeout=20)
         words = text.split()
         if not words:
             raise refusal("The text in {param} is empty", "empty_text", param)

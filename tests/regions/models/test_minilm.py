@@ -6,8 +6,11 @@ import warnings
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from regions.models.source import ModelFilesError, find_text_model
+from regions.models.tokens import CHARACTERS, LIMIT
 from regions.wire import InvalidInput
 
 
@@ -67,6 +70,46 @@ def test_long_text_is_refused_or_cut_to_the_limit(minilm):
     whole = minilm.prepare_text("word " * 254, param="input", truncate=True, budget=None)
     assert (cut.cost, cut.truncated, whole.truncated) == (256, True, False)
     assert cut.payload == whole.payload
+
+
+def test_characters_are_counted_before_tokens(minilm):
+    def refused(text):
+        with pytest.raises(InvalidInput) as caught:
+            minilm.prepare_text(text, param="input", truncate=False, budget=None)
+        return caught.value.detail, caught.value.values
+
+    assert CHARACTERS == 32_768
+    assert refused("a " * CHARACTERS) == ("text_characters", {"n": 2 * CHARACTERS, "limit": CHARACTERS})
+    assert refused("a" * (CHARACTERS + 1))[0] == "text_characters"
+    assert refused("a " * (CHARACTERS // 2)) == ("text_too_long", {"n": CHARACTERS // 2 + 2, "limit": LIMIT})
+
+
+def test_runs_of_white_space_do_not_count(minilm):
+    spaced = minilm.prepare_text("one \n" + " \t" * CHARACTERS + "two", param="input", truncate=False, budget=None)
+    plain = minilm.prepare_text("one two", param="input", truncate=True, budget=None)
+    assert spaced == plain
+    with pytest.raises(InvalidInput) as caught:
+        minilm.prepare_text(" " * (CHARACTERS + 1), param="input", truncate=True, budget=None)
+    assert caught.value.detail == "empty_text"
+
+
+def test_what_is_cut_by_characters_counts_as_truncated(minilm):
+    unknown = minilm.prepare_text("x" * (1 << 20), param="input", truncate=True, budget=None)
+    assert (unknown.cost, unknown.truncated) == (3, True)
+
+
+PARTS = ["tide", "東京", "e\u0301", "...", "x" * 99, "zq" * 50, "y" * 140, "  ", "\x01", "🌊", "##s"]
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=12), st.sampled_from(["", " ", "\t"]))
+def test_a_long_text_is_cut_where_the_whole_would_be(minilm, parts, joint):
+    phrase = "so " + joint.join(parts) + joint
+    text = phrase * (CHARACTERS // len(phrase))
+    ids, truncated = minilm.tokens.encode(text, param="input", truncate=True)
+    whole = minilm.tokens._tokenizer.encode(text).ids
+    assert truncated == (len(whole) > LIMIT)
+    assert ids == ([*whole[: LIMIT - 1], whole[-1]] if truncated else whole)
 
 
 def test_tensors_are_refused(minilm):

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from regions.models.base import ServedModel
 from regions.settings import QueueSettings, WorkerSettings
 from regions.worker import app as worker_app
+from regions.worker.kserve import read_inference
 from regions.worker.serving import Serving
 from tests.regions.fakes import Doubler, LetterCounts, until
 
@@ -356,12 +357,13 @@ async def test_an_unexpected_failure_is_logged_with_the_request_id(ready: Worker
 async def until_hung_up(app: Any, body: bytes, when: Awaitable[Any]) -> list[Any]:
     """Posts `body` for embeddings and hangs up once `when` is done; what the app sent meanwhile."""
     sent: list[Any] = []
+    gone = asyncio.ensure_future(when)
     messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
     async def receive() -> Any:
         message = next(messages, None)
         if message is None:
-            await when
+            await asyncio.shield(gone)
             return {"type": "http.disconnect"}
         return message
 
@@ -389,6 +391,29 @@ async def test_what_a_client_left_behind_is_never_computed(ready: Worker) -> Non
     assert (await first).status_code == 200
     assert (await ready.embed(input="next")).status_code == 200
     assert ready.letters.batches == [["first"], ["next"]]
+
+
+async def test_texts_of_a_client_that_left_are_not_read_on() -> None:
+    async with worker(settings=WorkerSettings(threads=1)) as running:
+        await running.until_ready()
+        letters = running.letters
+        letters.read.clear()
+        letters.may_read.clear()
+        async with asyncio.timeout(20):
+            body = b'{"model": "letters", "input": ["first", "second"]}'
+            await until_hung_up(running.app, body, until(lambda: letters.read == ["first"]))
+            queued = until(lambda: running.serving.threads._work_queue.qsize() == 1)
+            await until_hung_up(running.app, b'{"model": "letters", "input": "third"}', queued)
+        letters.may_read.set()
+        assert (await running.embed(input="last")).status_code == 200
+        assert letters.read == ["first", "last"]
+
+
+async def test_a_request_that_waits_does_not_keep_its_body() -> None:
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}
+    body = json.dumps({"id": "r1", "inputs": [tensor]}).encode()
+    job = read_inference(body, None, LetterCounts(), lambda: False)
+    assert (job.request.id, job.request.inputs, len(job.items)) == ("r1", (), 1)
 
 
 async def test_an_oversized_body_is_refused_from_its_announced_length(ready: Worker) -> None:

@@ -193,10 +193,31 @@ def test_texts_that_cannot_be_embedded_are_refused(worker: Worker) -> None:
     long = "tide " * 20_000
     assert len(long) == 100_000
     assert fault(worker.embed(input="")) == (400, "invalid_request", "empty_text")
-    assert fault(worker.embed(input=long)) == (400, "invalid_request", "text_too_long")
+    assert fault(worker.embed(input=long)) == (400, "invalid_request", "text_characters")
+    assert fault(worker.embed(input=long[:10_000])) == (400, "invalid_request", "text_too_long")
     answer = worker.embed(input=[long, "short"], truncate=True).json()
     assert answer["usage"]["details"]["truncated"] == 1
     assert norm(answer["data"][0]["embedding"]) == pytest.approx(1, abs=1e-4)
+
+
+def peak_mib(worker: Worker) -> int:
+    """The most memory that the worker has held at once."""
+    status = Path(f"/proc/{worker.process.child.pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) >> 10
+
+
+def test_an_enormous_text_takes_little_memory(worker: Worker) -> None:
+    text = "a " * (7 << 20)
+    before = peak_mib(worker)
+    assert fault(worker.embed(input=text)) == (400, "invalid_request", "text_characters")
+    assert worker.embed(input=text, truncate=True).json()["usage"]["prompt_tokens"] == 256
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": [text]}
+    assert fault(worker.post("/v2/models/minilm/infer", {"inputs": [tensor]})) == (
+        400,
+        "invalid_request",
+        "text_characters",
+    )
+    assert peak_mib(worker) - before < 400
 
 
 def test_malformed_requests_are_refused(worker: Worker) -> None:

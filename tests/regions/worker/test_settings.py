@@ -126,6 +126,18 @@ def test_a_bad_value_of_the_environment_is_told_with_its_variable(file: Path) ->
     assert refused("eu-west", file, TIDEGATE_WORKER__COLOUR="red").startswith("TIDEGATE_WORKER__COLOUR: there is no")
 
 
+def test_a_section_without_a_key_is_told() -> None:
+    said = refused("eu-west", None, TIDEGATE_WORKER="{threads: 2}")
+    assert said == "TIDEGATE_WORKER: names a section, which is set key by key; write such as TIDEGATE_WORKER__THREADS"
+
+
+def test_what_nests_too_deep_is_told(file: Path) -> None:
+    deep = "[" * 20_000
+    assert refused("eu-west", None, TIDEGATE_WORKER__THREADS=deep).startswith("TIDEGATE_WORKER__THREADS: nests too")
+    file.write_text(FILE + f"other: {deep}\n", encoding="utf-8")
+    assert refused("eu-west", file).startswith(f"{file}: nests too deep")
+
+
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     assert "cannot be read (No such file" in refused("eu-west", tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("[1]", encoding="utf-8")
