@@ -110,6 +110,14 @@ def test_a_closed_pipe_is_no_traceback() -> None:
 # --- check
 
 
+def test_check_reports_a_file_that_nests_too_deep(tmp_path: Path) -> None:
+    file = tmp_path / "deep.yaml"
+    file.write_text("version: 1\nregions: " + "[" * 20_000)
+    done = run("check", file)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"{file}:2: nests deeper than 64 levels; no setting needs ten\n"
+
+
 def test_check_says_that_a_file_is_sound() -> None:
     done = run("check", LOCAL)
     assert (done.returncode, done.stderr) == (0, "")

@@ -118,7 +118,6 @@ def test_paths_are_relative_to_the_file_also_by_default_and_from_the_environment
         ),
         ('1", protocol: openai', '1/v2", protocol: kserve', "9: regions.0.backends.0.url: ends in /v2, which is added"),
         ('1", protocol: openai', '1/v1"', "9: regions.0.backends.0.url: ends in /v1, which is added"),
-        ("- id: one", "- id: " + "[" * 20_000, "11: nests deeper than 64 levels; no setting needs ten"),
         (
             "protocol: openai",
             'api_key: "env:NO_SUCH"',
@@ -278,7 +277,6 @@ def test_environment_overrides_at_any_depth(tmp_path: Path) -> None:
         ("TIDEGATE_TENANTS__7__ID", "x", "the list has 1 entries, so the next index is 1"),
         ("TIDEGATE_CACHE__TTL", "[", "its value is not YAML"),
         ("TIDEGATE_CACHE__TTL", "5 parsecs", "'5 parsecs' is not a duration"),
-        ("TIDEGATE_CACHE__TTL", "[" * 20_000, "nests deeper than 64 levels"),
         (
             "TIDEGATE_CACHE",
             "{ttl: x}",
@@ -317,6 +315,14 @@ def test_environment_values_arrive_as_they_were_written(entries: int, seconds: f
         float(f"{seconds:.3f}"),
         posture,
     )
+
+
+def test_what_nests_too_deep_is_one_problem_at_its_line(tmp_path: Path) -> None:
+    deep, said = "[" * 20_000, "nests deeper than 64 levels; no setting needs ten"
+    assert problems(tmp_path, SMALL.replace("id: one", "id: " + deep)) == [f"tidegate.yaml:11: {said}"]
+    assert problems(tmp_path, SMALL, TIDEGATE_CACHE__TTL=deep) == [f"environment: TIDEGATE_CACHE__TTL: {said}"]
+    (found,) = problems(tmp_path, SMALL.replace("id: one", "id: " + "[" * 60 + "]" * 60))
+    assert "is not text" in found
 
 
 def test_one_managed_worker_a_region(tmp_path: Path) -> None:
