@@ -1,6 +1,7 @@
 """The law files of a configuration, read, compiled into a book and checked against the settings that name its rules."""
 
 from collections.abc import Callable, Mapping
+from datetime import date
 from pathlib import Path
 
 from app.config import Settings
@@ -33,6 +34,25 @@ def load_law(settings: Settings, base: Path, place: Place = _unplaced) -> LawBoo
     if problems := book.check(settings):
         raise ConfigInvalid(place(key, message) for key, message in problems)
     return book
+
+
+def load_reviewed(file: Path, environ: Mapping[str, str], today: date) -> tuple[Settings, LawBook, list[Problem]]:
+    """As `load_all`, for what is to serve requests; with a warning for each law whose review has run out.
+
+    Raises `ConfigInvalid` with these where `gateway.security` is strict.
+    """
+    settings, source = load_placed(file, environ)
+    book = load_law(settings, file.absolute().parent, source.problem)
+    overdue = [
+        source.problem(
+            ("residency", "rules"),
+            f"the review of law {law.id} ran out on {law.reviewed_until}; read the law again and date its file anew",
+        )
+        for law in book.stale(today)
+    ]
+    if overdue and settings.gateway.security == "strict":
+        raise ConfigInvalid(overdue)
+    return settings, book, overdue
 
 
 def load_all(file: Path, environ: Mapping[str, str]) -> tuple[Settings, LawBook]:

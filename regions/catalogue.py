@@ -12,6 +12,16 @@ from countryinfo import CountryInfo
 
 _FORM: Final = re.compile(r"(?P<country>[A-Za-z]{2})(?:-(?P<part>[A-Za-z0-9]{1,3}))?")
 _RESERVED: Final = MappingProxyType({"UK": "GB", "EL": "GR"})
+_COUNTRIES_LISTED_AS_PARTS: Final = MappingProxyType(
+    {part: code for code, parts in {
+        "AS": "US-AS", "AW": "NL-AW", "AX": "FI-01", "BL": "FR-BL", "BQ": "NL-BQ1 NL-BQ2 NL-BQ3", "CW": "NL-CW",
+        "GF": "FR-973", "GP": "FR-971", "GU": "US-GU", "HK": "CN-HK", "MF": "FR-MF", "MO": "CN-MO", "MP": "US-MP",
+        "MQ": "FR-972", "NC": "FR-NC", "PF": "FR-PF", "PM": "FR-PM", "PR": "US-PR", "RE": "FR-974",
+        "SJ": "NO-21 NO-22", "SX": "NL-SX", "TF": "FR-TF", "TW": "CN-TW", "UM": "US-UM", "VI": "US-VI", "WF": "FR-WF",
+        "YT": "FR-976",
+    }.items() for part in parts.split()}
+)  # fmt: skip
+"""ISO 3166-2 entries that say "see also" a code of ISO 3166-1: law treats these places apart, so one code stands."""
 
 
 class CodeError(ValueError):
@@ -36,7 +46,7 @@ class Code:
 
 
 def parse_code(text: str) -> Code:
-    """The place that `text` names, in any case.
+    """The place that `text` names, in any case; `CN-HK` is `HK`, as Hong Kong has a code and law of its own.
 
     Raises `CodeError`, with `expected` set for UK and EL, which the EU's own style uses and ISO 3166 does not.
     """
@@ -49,7 +59,8 @@ def parse_code(text: str) -> Code:
         raise CodeError(text, right if right in _codes() else _RESERVED[country])
     if code not in _codes():
         raise CodeError(text)
-    return Code(code, country, code if match["part"] else None)
+    code = _COUNTRIES_LISTED_AS_PARTS.get(code, code)
+    return Code(code, code[:2], code if "-" in code else None)
 
 
 def centroid(country: str) -> tuple[float, float] | None:

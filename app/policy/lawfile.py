@@ -5,13 +5,25 @@ from datetime import date
 from itertools import combinations
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from app.config import Country, Id, Jurisdiction
 from app.types import Reason
+from regions import catalogue
 from regions.settings import Section
 
+
+def _no_code(value: str) -> str:
+    try:
+        catalogue.parse_code(value)
+    except catalogue.CodeError:
+        return value
+    raise ValueError(f"{value!r} is an ISO 3166 code; an area needs a name of its own")
+
+
 Text = Annotated[str, Field(min_length=1)]
+Area = Annotated[Id, AfterValidator(_no_code)]
+"""What several places are called together, such as EEA."""
 Period = tuple[date, date | None]
 """First and last day in force, both inclusive; no last day while none is known."""
 Claim = tuple[Any, ...]
@@ -44,6 +56,8 @@ class Members(_Dated):
     """Places that share one law: it protects who is there, and data move freely between the places of all groups."""
 
     places: tuple[Jurisdiction, ...] = Field(min_length=1)
+    areas: tuple[Area, ...] = ()
+    """The names by which statements (`tidegate prove`) may call these places."""
     restriction: Text | None = None
     """The article that keeps data in, where it is not the one that lets them move inside."""
 

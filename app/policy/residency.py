@@ -5,15 +5,14 @@ one law a prohibition beats a permission, and what no rule permits is refused. T
 the region that the caller asked for. Health plays no part: see `policy.explain`.
 """
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
 from datetime import date
 from typing import Final, Literal
 
 from app.config import Region, ResidencySettings, Tenant
-from app.policy.law import DEFAULT_LAW, DEFAULT_RULE, PERMITS, WEIGHT, Finding, Group, Law, finding
-from app.policy.rules import LawBook
-from app.policy.transfer import Case, Stand, ask, stand
+from app.policy.ground import Ground, Row
+from app.policy.law import DEFAULT_LAW, DEFAULT_RULE, PERMITS, WEIGHT, Finding, finding
+from app.policy.transfer import Case, ask
 from app.types import Caller, Decision, Evidence, PermittedRegion, Question, Reason, Verdict
 from regions import catalogue
 
@@ -45,14 +44,8 @@ def evidence(
     return tuple(dict.fromkeys(found))
 
 
-def decide(
-    question: Question,
-    tenant: Tenant,
-    settings_regions: Sequence[Region],
-    residency: ResidencySettings,
-    book: LawBook,
-) -> Decision:
-    """What may be done with the request; `settings_regions` stand in the order of the configuration.
+def decide(question: Question, tenant: Tenant, residency: ResidencySettings, ground: Ground) -> Decision:
+    """What may be done with the request, in the regions and by the laws of `ground`.
 
     `question.requested` is the id of a region or None; an id that is not configured is permitted nothing, and a basis
     that the tenant has not registered is none.
@@ -69,7 +62,7 @@ def decide(
         instruments=tenant.instruments,
         disabled=question.disabled.union(residency.disabled),
     )
-    verdicts = _verdicts(case, codes, tenant, settings_regions, book)
+    verdicts = _verdicts(_lawful(case, codes, ground), tenant.allow_regions, ground.regions)
     narrow = (tenant.on_conflict or residency.on_conflict) == "refuse"
     permitted, verdict = _choose(verdicts, question.requested, narrow=narrow, stay=posture == "residency")
     status, code = _status(verdict, permitted)
@@ -86,55 +79,45 @@ def decide(
     )
 
 
-def _verdicts(
-    case: Case, codes: Sequence[str], tenant: Tenant, regions: Sequence[Region], book: LawBook
-) -> tuple[Verdict, ...]:
-    everywhere = None
-    applicable = _applicable(codes, case.day, book)
-    if applicable is None:
-        everywhere = _UNKNOWN
-    elif case.purpose is not None and case.purpose not in book.purposes:
-        everywhere = _PURPOSE
-    stands = [stand(law, group, case) for law, group in applicable or ()]
-    verdicts = []
-    for region in regions:
-        said = everywhere or _heaviest(stands, region)
-        if said.weight > PERMITS:
-            verdicts.append(Verdict(region.id, False, said.reason, said.rule, said.law))
-        elif tenant.allow_regions is not None and region.id not in tenant.allow_regions:
-            verdicts.append(Verdict(region.id, False, Reason.DENY_TENANT, TENANT_RULE, TENANT_LAW))
-        else:
-            verdicts.append(Verdict(region.id, True, said.reason, said.rule, said.law))
-    return tuple(verdicts)
+def _lawful(case: Case, codes: Sequence[str], ground: Ground) -> Sequence[Finding]:
+    """What the law says of each region: where several laws apply the heaviest finding, of equal ones the first."""
+    rows = _applicable(codes, case.day, ground)
+    if rows is None:
+        return [_UNKNOWN] * len(ground.regions)
+    if case.purpose is not None and case.purpose not in ground.book.purposes:
+        return [_PURPOSE] * len(ground.regions)
+    found = ask(rows[0], case, ground.regions)
+    for row in rows[1:]:
+        more = ask(row, case, ground.regions)
+        found = [one if one.weight >= other.weight else other for one, other in zip(found, more, strict=True)]
+    return found
 
 
-def _applicable(codes: Sequence[str], day: date, book: LawBook) -> Sequence[tuple[Law, Group]] | None:
-    """Each law that applies, with the group it applies as, the most local first; None where one code has no law."""
-    local: dict[str, tuple[Law, Group]] = {}
-    national: dict[str, tuple[Law, Group]] = {}
+def _applicable(codes: Sequence[str], day: date, ground: Ground) -> Sequence[Row] | None:
+    """What each law that applies says to whom it protects, the most local first; None where one code has no law."""
+    local: dict[str, Row] = {}
+    national: dict[str, Row] = {}
     for code in codes:
         country = code[:2]
-        here = _groups(country, day, book)
-        there = _groups(code, day, book) if code != country else {}
+        here = ground.rows(country, day)
+        there = ground.rows(code, day) if code != country else []
         if not (here or there):
             return None
-        local |= there
-        national |= here
+        local |= {row.group.id: row for row in there}
+        national |= {row.group.id: row for row in here}
     return [*local.values(), *national.values()] or None
 
 
-def _groups(place: str, day: date, book: LawBook) -> dict[str, tuple[Law, Group]]:
-    return {group.id: (law, group) for law in book.by_place.get(place, ()) if (group := law.group(place, day))}
-
-
-def _heaviest(stands: Sequence[Stand], region: Region) -> Finding:
-    """The verdict where all laws must agree; of equal findings, the first."""
-    heaviest = ask(stands[0], region)
-    for other in stands[1:]:
-        said = ask(other, region)
-        if said.weight > heaviest.weight:
-            heaviest = said
-    return heaviest
+def _verdicts(
+    lawful: Sequence[Finding], allowed: Collection[str] | None, regions: Sequence[Region]
+) -> tuple[Verdict, ...]:
+    """What remains of the law's permissions under the tenant's own rule."""
+    return tuple(
+        Verdict(region.id, False, Reason.DENY_TENANT, TENANT_RULE, TENANT_LAW)
+        if weight <= PERMITS and allowed is not None and region.id not in allowed
+        else Verdict(region.id, weight <= PERMITS, reason, rule, law)
+        for region, (weight, reason, rule, law) in zip(regions, lawful, strict=True)
+    )
 
 
 def _choose(
@@ -150,11 +133,11 @@ def _choose(
         return [requested], wish
     if narrow:
         if stay and permitted and wish.reason is Reason.DENY_NO_BASIS:
-            wish = replace(wish, reason=Reason.DENY_REQUESTED_REGION)
+            wish = wish._replace(reason=Reason.DENY_REQUESTED_REGION)
         return [], wish
     if permitted:
-        return ids, replace(wish, reason=Reason.REGION_OVERRIDDEN)
-    return [], _refusal((wish, *verdicts))
+        return ids, wish._replace(reason=Reason.REGION_OVERRIDDEN)
+    return [], _refusal(sorted(verdicts, key=lambda one: one.region != requested))
 
 
 def _refusal(verdicts: Sequence[Verdict]) -> Verdict:

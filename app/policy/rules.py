@@ -12,7 +12,7 @@ from typing import Any
 from app.config import Instrument, Region, Settings
 from app.policy import lawfile
 from app.policy.law import INSTRUMENT_LAW, Law, compile_law
-from app.policy.lawfile import LawFile, LawInvalid, Permit
+from app.policy.lawfile import LawFile, LawInvalid, Members, Permit
 
 __all__ = ["LawBook", "LawInvalid"]
 
@@ -35,6 +35,8 @@ class LawBook:
     """The rules that a kill switch may name: permissions only, as a switch must never permit more."""
     accepted: frozenset[tuple[str, str]]
     """(type, law) of every instrument that some rule accepts."""
+    areas: Mapping[str, tuple[Members, ...]]
+    """The groups of places that go by a common name, such as EEA; which of them belong to it depends on the day."""
     digest: str
     """SHA-256 of the content in one spelling; the order of files and of rules plays no part."""
 
@@ -57,6 +59,7 @@ class LawBook:
             accepted=frozenset(
                 (rule.kind, law) for rule in rules if isinstance(rule, lawfile.InstrumentRule) for law in rule.accepts
             ),
+            areas=_areas(ordered),
             digest=_digest(ordered),
         )
 
@@ -180,6 +183,14 @@ def _by_place(laws: Sequence[Law]) -> Mapping[str, tuple[Law, ...]]:
         for place in law.groups:
             places[place].append(law)
     return MappingProxyType({place: tuple(found) for place, found in places.items()})
+
+
+def _areas(laws: Sequence[LawFile]) -> Mapping[str, tuple[Members, ...]]:
+    areas: dict[str, list[Members]] = defaultdict(list)
+    for members in (group for law in laws for group in law.members):
+        for name in members.areas:
+            areas[name].append(members)
+    return MappingProxyType({name: tuple(groups) for name, groups in areas.items()})
 
 
 def _digest(laws: Sequence[LawFile]) -> str:

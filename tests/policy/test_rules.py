@@ -49,7 +49,10 @@ def problems(*contents: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def test_the_laws_that_ship() -> None:
-    assert [law.id for law in BOOK.laws] == ["ch_fadp", "gdpr", "sg_pdpa", "uk_gdpr", "us", "us_ca_ccpa"]
+    assert [law.id for law in BOOK.laws] == [
+        *("ch_fadp", "cn_pipl", "gdpr", "jp_appi", "kr_pipa", "my_pdpa"),
+        *("sg_pdpa", "th_pdpa", "uk_gdpr", "us", "us_ca_ccpa"),
+    ]
     assert BOOK.purposes == {"bulk_sensitive"}
     assert {"eu-us-dpf", "uk-extension", "swiss-us-dpf", "cbpr"} <= BOOK.certifications
     assert {"eu-us-dpf", "gdpr-scc"} <= BOOK.switches
@@ -232,11 +235,11 @@ def test_the_shared_world_asks_nothing_in_vain() -> None:
         (_instrument(type="consent"), ("tenants", 0, "instruments", 0, "to"), ("consent",)),
         (_instrument(type="bcr"), ("tenants", 0, "instruments", 0, "group"), ("group",)),
         (_region("de", upstream_scope="global"), ("regions", 0, "upstream_scope"), ("gdpr-eu", "regional")),
-        (_region("jp", upstream_scope="global"), ("regions", 9, "upstream_scope"), ("gdpr-adequacy-jp",)),
+        (_region("br", upstream_scope="global"), ("regions", 10, "upstream_scope"), ("gdpr-adequacy-br",)),
         (_region("us-dpf", upstream_scope="global"), ("regions", 5, "upstream_scope"), ("eu-us-dpf",)),
         (_region("us", upstream_scope="global"), ("regions", 4, "upstream_scope"), ("scc-us",)),
         (
-            _region("cn", upstream_scope="global", operator={"name": "zhong", "group": "acme"}),
+            _region("cn", country="IN", upstream_scope="global", operator={"name": "zhong", "group": "acme"}),
             ("regions", 11, "upstream_scope"),
             ("bcr-acme",),
         ),
@@ -255,9 +258,9 @@ def test_a_registered_instrument_may_be_switched_off() -> None:
 
 
 def test_global_scope_is_fine_where_no_rule_relies_on_the_place() -> None:
-    assert BOOK.check(world(_region("cn", upstream_scope="global"))) == []
+    assert BOOK.check(world(_region("cn", country="IN", upstream_scope="global"))) == []
     staying = _both(
-        _region("jp", upstream_scope="global"),
+        _region("br", upstream_scope="global"),
         _region("us-dpf", upstream_scope="global"),
         lambda data: [tenant.update(posture="residency") for tenant in data["tenants"]],
     )
