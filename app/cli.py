@@ -19,7 +19,7 @@ _FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
 
 # Loaded when asked for: the gateway's own modules take a while to import, and `tidegate check` needs none of them.
 _COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
-    {name: f"app.commands.{name}" for name in ("up", "gateway", "worker", "check", "explain", "keys")}
+    {name: f"app.commands.{name}" for name in ("up", "gateway", "worker", "check", "explain", "prove", "keys")}
 )
 
 
