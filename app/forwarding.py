@@ -3,7 +3,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from http import HTTPStatus
@@ -43,6 +43,8 @@ class Forwarded:
     reply: UpstreamReply
     seconds: float
     """Until the head of the answer had come."""
+    kind: Hashable
+    """Of request, for the backend's pace."""
 
 
 class Forwarder:
@@ -85,7 +87,7 @@ class Forwarder:
 
     def ended(self, forwarded: Forwarded, *, failed: bool) -> None:
         """A streamed answer is over: whole, broken off by its backend (`failed`), or left by the client."""
-        self._registry.finished(forwarded.backend, failed, None if failed else forwarded.seconds)
+        self._registry.finished(forwarded.backend, failed, None if failed else forwarded.seconds, forwarded.kind)
 
     def _next(
         self, call: Call, ranked: Sequence[PermittedRegion], tried: set[BackendState]
@@ -118,7 +120,7 @@ class Forwarder:
             raise AttemptFailed("timeout", retryable=False)
         started = time.monotonic()
         self._registry.started(backend)
-        outcome, status, failed, seconds, streams = "cancelled", None, False, None, False
+        outcome, status, failed, seconds, kind, streams = "cancelled", None, False, None, None, False
         try:
             with exchange.timed("upstream"):
                 reply = await self._client.send(region, backend, call, _passed_on(exchange), left)
@@ -126,7 +128,8 @@ class Forwarder:
             outcome, status = "answered", reply.status
             seconds = time.monotonic() - started
             streams = not isinstance(reply.body, bytes)
-            return Forwarded(region, backend, reply, seconds)
+            kind = _kind(call, reply)
+            return Forwarded(region, backend, reply, seconds, kind)
         except AttemptFailed as error:
             outcome, status = error.outcome, error.status
             failed = not _shed(error)
@@ -136,7 +139,7 @@ class Forwarder:
             raise
         finally:
             if not streams:
-                self._registry.finished(backend, failed, seconds)
+                self._registry.finished(backend, failed, seconds, kind)
             exchange.attempts.append(Attempt(region, outcome, status))
             self._metrics.attempt(region, outcome, time.monotonic() - started)
 
@@ -157,6 +160,11 @@ async def _check_kind(call: Call, reply: UpstreamReply) -> None:
     if not isinstance(reply.body, bytes):
         await reply.body.aclose()
     raise AttemptFailed("content", reply.status, retryable=True)
+
+
+def _kind(call: Call, reply: UpstreamReply) -> Hashable:
+    """What other requests take about as long; None for a refusal, whose time says nothing."""
+    return (call.model, call.stream) if reply.status < HTTPStatus.BAD_REQUEST else None
 
 
 def _shed(failure: AttemptFailed) -> bool:

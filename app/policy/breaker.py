@@ -30,10 +30,11 @@ class Breaker:
 
     def permits(self, now: float, settings: BreakerSettings) -> bool:
         """Whether a request may pass now; a trial that stays silent for `recovery` seconds no longer bars others."""
-        state = self.state(now, settings)
-        if state == "half_open":
-            return self.trial is None or now >= self.trial + settings.recovery
-        return state == "closed"
+        if self.opened is None:
+            return True
+        if now < self.opened + settings.recovery:
+            return False
+        return self.trial is None or now >= self.trial + settings.recovery
 
     def started(self, now: float, settings: BreakerSettings) -> "Breaker":
         """A request that `permits` let pass has begun."""

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, NamedTuple
 
 from app.policy.residency import TENANT_LAW, TENANT_RULE
-from app.policy.routing import RegionState, rank, score
+from app.policy.routing import HomeKey, RegionState, route
 from app.types import Decision, PermittedRegion, Place, Reason, Score, Verdict
 
 Status = Literal[200, 403, 421, 451, 503]
@@ -60,15 +60,18 @@ def resolve(
     origin: Place | None,
     prefer: Sequence[str] = (),
     gateway_region: str | None = None,
+    *,
+    homes: Mapping[HomeKey, str] | None = None,
 ) -> Explanation:
     """The status that the request gets and the regions to try; never one outside `decision.permitted`.
 
     `states` covers every configured region in the configuration's order; `gateway_region` is where this gateway
-    stands, None for a neutral edge.
+    stands, None for a neutral edge; `homes` holds the choices of region so far. A region that warms up after an outage
+    keeps its place here, although a part of its requests still goes to the next one.
     """
     by_id = {state.id: state for state in states}
-    scores = score(states, origin)
-    ranked = tuple(rank(decision.permitted, by_id, scores, prefer))
+    found = route(decision.permitted, by_id, origin, prefer, homes=homes)
+    ranked = found.order
     outcome = _outcome(decision, ranked, by_id, gateway_region)
     if outcome.status != OK:
         ranked = ()
@@ -81,7 +84,7 @@ def resolve(
         ranked=ranked,
         permitted=tuple(region for region in decision.permitted if region in ranked),
         verdicts=decision.verdicts,
-        scores=scores,
+        scores=found.scores,
     )
 
 

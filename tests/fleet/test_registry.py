@@ -2,8 +2,9 @@ from collections import Counter
 
 import pytest
 
-from app.fleet.registry import START_LIMIT, Registry
-from app.types import PermittedRegion
+from app.fleet.registry import HOMES_LIMIT, START_LIMIT, Registry
+from app.policy.routing import FIRST_SHARE, WARM_UP_S, home_key
+from app.types import PermittedRegion, Place
 from tests.fleet.servers import settings_for
 
 MANAGED = {"managed": True, "models": ["minilm", "dynamic-moe"]}
@@ -287,3 +288,155 @@ def test_ready_waits_for_a_managed_worker_no_longer_than_its_time(clock):
 def test_a_managed_backend_without_a_worker_is_an_error(clock):
     with pytest.raises(ValueError, match="region r0 has a managed backend"):
         Registry(settings_for([MANAGED]), {}, clock)
+
+
+# --- slow start: what has come back gets a growing share
+
+
+def shares(registry, draws=100):
+    """Requests in flight on each backend after so many have been started, none of them finished."""
+    for number in range(draws):
+        registry.started(registry.pick(R0, "minilm", "openai", (number * 0.618034) % 1.0))
+    taken = [backend.in_flight for backend in registry.backends]
+    for backend in registry.backends:
+        for _ in range(backend.in_flight):
+            registry.finished(backend, failed=False, seconds=None)
+    return taken
+
+
+def came_back(registry, clock):
+    probe(registry, True)
+    registry.refused(registry.backends[0])
+    clock.now += 100
+    probe(registry, True, True)
+
+
+def test_a_backend_that_came_back_takes_a_growing_part_of_its_regions_requests(clock):
+    registry = build(clock, [url(1), url(2)])
+    probe(registry, True, backend=1)
+    assert shares(registry) == [50, 50]
+    came_back(registry, clock)
+    first = shares(registry)[0]
+    assert 1 <= first <= 12
+    clock.now += WARM_UP_S / 2
+    half = shares(registry)[0]
+    assert first < 25 < half < 40
+    clock.now += WARM_UP_S / 2
+    assert shares(registry) == [50, 50]
+
+
+def test_an_idle_backend_that_came_back_is_not_taken_for_the_quickest(clock):
+    registry = build(clock, [url(1), url(2)])
+    for backend, seconds in zip(registry.backends, (0.1, 0.2), strict=True):
+        registry.started(backend)
+        registry.finished(backend, failed=False, seconds=seconds)
+    assert registry.pick(R0, "minilm", "openai", 0.5) is registry.backends[0]
+    came_back(registry, clock)
+    assert {registry.pick(R0, "minilm", "openai", draw / 20).url for draw in range(20)} == {"http://127.0.0.1:2"}
+
+
+def test_a_region_that_came_back_takes_a_growing_share(clock):
+    registry = build(clock, [url(1), url(2)], [url(3)])
+    probe(registry, True)
+    for backend in registry.backends[:2]:
+        registry.refused(backend)
+    assert not up(registry)
+    clock.now += 100
+    probe(registry, True, True)
+    clock.now += 15
+    assert registry.states()["r0"].share == pytest.approx(0.5)
+    probe(registry, True, backend=1)  # the first good one of all: it starts with the others
+    assert registry.states()["r0"].share == 1.0
+    assert registry.states()["r1"].share == 1.0
+
+
+def test_nothing_warms_up_at_the_start(clock):
+    registry = build(clock, [MANAGED], [url()])
+    for backend in (0, 1):
+        probe(registry, False, False, False, backend=backend)
+        clock.now += 20
+        probe(registry, True, backend=backend)
+    assert [state.share for state in registry.states().values()] == [1.0, 1.0]
+
+
+def test_the_word_of_the_supervisor_starts_the_warming_up(clock):
+    registry = build(clock, [MANAGED])
+    probe(registry, True)
+    registry.refused(registry.backends[0])
+    probe(registry, True, promptly=True)
+    assert registry.states()["r0"].share == FIRST_SHARE
+    clock.now += 10
+    probe(registry, True, promptly=True)
+    assert registry.states()["r0"].share == pytest.approx(1 / 3), "once more is no second return"
+
+
+@pytest.mark.parametrize("how", ["trial", "probes"])
+def test_a_breaker_that_closes_starts_the_warming_up(clock, how):
+    registry = build(clock, [url()])
+    probe(registry, True)
+    fail(registry, 4)
+    registry.started(registry.backends[0])
+    registry.finished(registry.backends[0], failed=False, seconds=0.1)
+    assert registry.states()["r0"].share == 1.0, "it never opened"
+    fail(registry, 5)
+    clock.now += 60
+    if how == "trial":
+        registry.started(registry.backends[0])
+        registry.finished(registry.backends[0], failed=False, seconds=0.1)
+    else:
+        probe(registry, True, True)
+    assert up(registry)
+    assert registry.states()["r0"].share == FIRST_SHARE
+
+
+# --- hysteresis and pace
+
+
+def test_choices_are_remembered_up_to_a_limit(clock):
+    registry = build(clock, [url()])
+    keys = [home_key(Place(float(number), 0.0, "address"), ("r0", "r1")) for number in range(HOMES_LIMIT)]
+    for key in keys:
+        registry.settled(key, R0)
+    registry.settled(keys[0], R1)
+    registry.settled(keys[2], R0)
+    assert (registry.homes[keys[0]], registry.homes[keys[1]], len(registry.homes)) == (R1, R0, HOMES_LIMIT)
+    registry.settled(home_key(None, ("r0",)), R0)
+    assert len(registry.homes) == HOMES_LIMIT
+    assert keys[1] not in registry.homes, "the choice that was changed longest ago is forgotten"
+    assert keys[0] in registry.homes
+    with pytest.raises(TypeError):
+        registry.homes[keys[0]] = R0
+
+
+def requests(registry, clock, times, seconds, kind="minilm", backend=0):
+    for _ in range(times):
+        clock.now += 0.1
+        registry.started(registry.backends[backend])
+        registry.finished(registry.backends[backend], failed=False, seconds=seconds, kind=kind)
+
+
+def test_slow_requests_count_where_they_are_slower_than_their_kind_usually_is(clock):
+    registry = build(clock, [url()])
+    probe(registry, True)
+    requests(registry, clock, 50, 0.05, "embed")
+    requests(registry, clock, 50, 30.0, "chat")
+    assert registry.states()["r0"].latency_ms == 5.0, "another kind, and usual for it"
+    requests(registry, clock, 50, 300.0, "chat")
+    assert registry.states()["r0"].latency_ms > 1000
+    assert registry.describe()[0]["latency_ms"] > 1000
+    clock.now += 600
+    assert registry.states()["r0"].latency_ms == pytest.approx(5.0, abs=0.1), "nobody has complained since"
+
+
+def test_requests_of_no_kind_are_compared_with_nothing(clock):
+    registry = build(clock, [url()])
+    probe(registry, True)
+    requests(registry, clock, 50, 0.05, None)
+    requests(registry, clock, 50, 50.0, None)
+    assert registry.states()["r0"].latency_ms == 5.0
+
+
+def test_states_of_some_regions(clock):
+    registry = build(clock, [url(1)], [url(2)], [url(3)])
+    assert registry.states(("r2", "r1")) == {name: registry.states()[name] for name in ("r1", "r2")}
+    assert [state.position for state in registry.states().values()] == [0, 1, 2]

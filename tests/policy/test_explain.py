@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.policy.explain import Explanation, resolve, route_reason
+from app.policy.ground import Ground
 from app.policy.residency import decide
 from app.policy.routing import RegionState
 from app.policy.rules import LawBook
@@ -18,6 +19,7 @@ from app.types import Decision, Evidence, Place, Question, Reason
 DATA = Path(__file__).parents[1] / "data" / "residency"
 WORLD = load(DATA / "world.yaml", {})
 BOOK = LawBook.build(documents("default", DATA))
+GROUND = Ground.lay(BOOK, WORLD.regions)
 ALL = [region.id for region in WORLD.regions]
 PARIS = Place(48.9, 2.4, "geo_hint")
 DUBLIN = Place(53.3, -6.3, "address")
@@ -28,7 +30,7 @@ def decision(tenant: str, code: str | None, **options: Any) -> Decision:
     assert one is not None
     signs = (Evidence("header", code),) if code else ()
     asked = Question(tenant=tenant, evidence=signs, day=date(2026, 11, 22), **options)
-    return decide(asked, one, WORLD.regions, WORLD.residency, BOOK)
+    return decide(asked, one, WORLD.residency, GROUND)
 
 
 def states(*down: str) -> list[RegionState]:
