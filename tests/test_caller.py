@@ -26,7 +26,7 @@ def settings_for(region=None):
 
 
 def found(peer, *headers, region=None) -> Caller:
-    raw = [(name.lower().encode(), value.encode()) for name, value in headers]
+    raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
     return locate(Head("POST", "/v1/embeddings", Headers(raw=raw), peer), settings_for(region), Geo())
 
 
@@ -58,6 +58,21 @@ def test_what_an_untrusted_peer_says_counts_for_nothing_and_is_recorded():
         ([f"{GERMAN}, "], None),
         (["10.9.9.9, 10.1.2.3"], "10.9.9.9"),  # a caller among our own machines
         ([], PROXY),
+        ([f"{AMERICAN}, 2003:e4::1, 2001:db8:1::9, ::ffff:10.3.3.3"], "2003:e4::1"),  # hops of both families
+        (["2003:E4:0:0:0:0:0:1"], "2003:e4::1"),
+        (["[2003:e4::1]"], "2003:e4::1"),
+        ([f"[::ffff:{GERMAN}]:443"], GERMAN),
+        ([f"  {GERMAN}  ,\t10.1.2.3 "], GERMAN),
+        ([f"{AMERICAN}, {GERMAN}:4711, 10.1.2.3:80, [2001:db8::7]:443"], GERMAN),
+        ([f"{AMERICAN}, , 10.1.2.3"], None),
+        ([f"{AMERICAN}, for={GERMAN}"], None),  # RFC 7239's form belongs in another header
+        ([f"{AMERICAN}, {GERMAN}/24"], None),
+        ([f"{AMERICAN}, 088.217.001.001"], None),  # octal or not, nobody knows
+        ([f"{AMERICAN}, 1481179393"], None),
+        ([f"{AMERICAN}, 2003:e4::1:4711:80:1:2:3:4:5"], None),
+        ([f"{AMERICAN}, [2003:e4::1"], "2003:e4::1"),
+        ([f"{AMERICAN}, \u00b2\u00b2.1.1.1"], None),
+        ([""], None),
     ],
 )
 def test_forwarded_for_is_walked_from_the_right_through_trusted_proxies(forwarded, address):
@@ -98,6 +113,21 @@ def test_a_caller_of_no_country_is_placed_with_the_gateway(peer):
 def test_a_peer_on_a_dual_stack_socket_is_known_by_its_ipv4_address():
     assert found(f"::ffff:{PROXY}", ("X-Forwarded-For", JAPANESE)).country == "JP"
     assert found(f"::ffff:{GERMAN}").address == GERMAN
+
+
+@pytest.mark.parametrize("peer", ["2001:db8::1", "2001:db8:ffff::1%eth0", f"::ffff:{PROXY}", "::FFFF:0A00:0001"])
+def test_proxies_of_either_family_are_trusted_in_every_spelling(peer):
+    caller = found(peer, ("X-Forwarded-For", GERMAN), ("CF-IPCountry", "FR"))
+    assert (caller.address, caller.country, caller.ignored_hints) == (GERMAN, "FR", ())
+
+
+@pytest.mark.parametrize(
+    "peer", ["2001:db9::1", "11.0.0.1", "::10.0.0.1", "192.0.2.8", "::ffff:192.0.2.6", None, "junk"]
+)
+def test_whoever_stands_just_outside_is_not_trusted(peer):
+    caller = found(peer, ("X-Forwarded-For", GERMAN), ("CF-IPCountry", "FR"))
+    assert caller.country not in ("DE", "FR")
+    assert caller.ignored_hints == ("X-Forwarded-For", "CF-IPCountry")
 
 
 @pytest.mark.parametrize(
