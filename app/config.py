@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from app.geoip import Database
 from app.types import Scope
 from regions import catalogue
 from regions.settings import Duration, Section, WorkerSettings
@@ -99,6 +100,11 @@ Validity = Annotated[tuple[date, date], AfterValidator(_in_order)]
 """The first and the last day."""
 
 
+def _beside_the_file(value: Path, info: ValidationInfo) -> Path:
+    base: Path = (info.context or {}).get("base", Path())
+    return base / value
+
+
 class Rate(Section):
     """So many per so many seconds, written `60000/minute`; `burst` may come at once (the full amount unless given)."""
 
@@ -127,7 +133,16 @@ class GatewaySettings(Section):
     security: Literal["minimal", "standard", "strict"] = "standard"
     body_limit: Size = 16 << 20
     trusted_proxies: tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...] = ()
+    geoip: Path | None = None
     public_urls: dict[str, Url] = Field(default_factory=dict)
+
+    @field_validator("geoip")
+    @classmethod
+    def _database(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        path = _beside_the_file(value, info) if value else None
+        if path:
+            Database(path)
+        return path
 
     @field_validator("listen")
     @classmethod
@@ -296,9 +311,8 @@ class AuditSettings(Section):
 
     @field_validator("path", "keys")
     @classmethod
-    def _beside_the_file(cls, value: Path | None, info: ValidationInfo) -> Path | None:
-        base: Path = (info.context or {}).get("base", Path())
-        return None if value is None else base / value
+    def _placed(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        return None if value is None else _beside_the_file(value, info)
 
     @model_validator(mode="after")
     def _apart(self) -> Self:

@@ -1,7 +1,7 @@
 """What would happen to a request: the options of explain, as the command and the endpoint share them."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import date
 from typing import Annotated, Any
 
@@ -11,9 +11,9 @@ from app.config import Settings, Tenant
 from app.errors import InvalidRequest
 from app.facts import known_basis, known_region, subject_code
 from app.policy.explain import Explanation, resolve
+from app.policy.ground import Ground
 from app.policy.residency import decide, evidence
-from app.policy.routing import RegionState
-from app.policy.rules import LawBook
+from app.policy.routing import HomeKey, RegionState
 from app.types import Caller, Evidence, Place, Question
 
 Name = Annotated[str, Field(min_length=1, max_length=64)]
@@ -47,19 +47,24 @@ class ExplainRequest(BaseModel):
     at: date | None = None
 
 
-def as_json(answer: Explanation | InvalidRequest) -> dict[str, Any]:
-    """The shape of the contract: the same for the command and the endpoint."""
-    if isinstance(answer, Explanation):
-        return answer.as_json()
-    return {
-        "status": answer.status,
-        "code": answer.code,
-        "reason": None,
-        "permitted": [],
-        "chosen": None,
-        "regions": [],
-        "param": answer.param,
-    }
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """The answer where the request would be refused as malformed: nothing is decided, and no region has a verdict."""
+
+    error: InvalidRequest
+
+    def as_json(self) -> dict[str, Any]:
+        """As `Explanation.as_json`, with the option at fault as `param`."""
+        answer = {"status": self.error.status, "code": self.error.code, "reason": None, "permitted": [], "chosen": None}
+        return {**answer, "regions": [], "param": self.error.param}
+
+
+def all_up(settings: Settings) -> list[RegionState]:
+    """Every region as where nothing is known of it but its place: up, idle, and of no known latency."""
+    return [
+        RegionState(one.id, one.latitude, one.longitude, True, None, 0.0, position)
+        for position, one in enumerate(settings.regions)
+    ]
 
 
 def to_question(options: ExplainRequest, settings: Settings, tenant: Tenant, today: date) -> Question:
@@ -85,30 +90,31 @@ def explain(
     options: ExplainRequest,
     *,
     settings: Settings,
-    book: LawBook,
+    ground: Ground,
     tenant: Tenant,
     states: Sequence[RegionState],
     origin: Place | None,
     today: date,
-) -> Explanation | InvalidRequest:
+    homes: Mapping[HomeKey, str] | None = None,
+) -> Explanation | Malformed:
     """The decision and ranking that such a request would get now, with the regions in `down` counted as down.
 
-    A request that would be refused as malformed gives that error; raises `InvalidRequest` where it is the dry run
-    itself that is (an option that no request has).
+    Raises `InvalidRequest` for `down` and `disabled`, which are no part of the request.
     """
-    switches = book.switches | {instrument.id for instrument in tenant.instruments}
+    down = {known_region(settings, region, "down") for region in options.down}
+    switches = ground.book.switches.union(instrument.id for instrument in tenant.instruments)
     if not switches.issuperset(options.disabled):
         raise InvalidRequest("field_value", param="disabled", expected=sorted(switches))
-    down = {known_region(settings, region, "down") for region in options.down}
     try:
         question = to_question(options, settings, tenant, today)
         prefer = tuple(known_region(settings, region, "prefer") for region in options.prefer)
-    except InvalidRequest as refused:
-        return refused
+    except InvalidRequest as error:
+        return Malformed(error)
     return resolve(
-        decide(question, tenant, settings.regions, settings.residency, book),
+        decide(question, tenant, settings.residency, ground),
         states=[replace(state, up=state.up and state.id not in down) for state in states],
         origin=origin,
         prefer=prefer,
         gateway_region=settings.gateway.region,
+        homes=homes,
     )

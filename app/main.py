@@ -35,9 +35,11 @@ from app.fleet.registry import Registry
 from app.fleet.worker_client import WorkerClient
 from app.forwarding import Forwarder
 from app.gate import Gate
+from app.geoip import Database
 from app.i18n import LOCALES, Translator
 from app.limiting import Limiter
 from app.pipeline import Gateway
+from app.policy.ground import Ground
 from app.policy.rules import LawBook
 from app.recorder import Recorder
 from app.stores.memory import MemoryCache, MemoryLimits
@@ -66,6 +68,7 @@ log = structlog.get_logger("tidegate.main")
 
 def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], activity: Activity) -> ASGIApp:
     """The gateway as an ASGI application; `managed` maps a region to the URL of the worker that was started for it."""
+    ground = Ground.lay(book, settings.regions)
     catalogue.centroid("US")  # reads its tables now, so that no request waits for them
     registry = Registry(settings, managed, time.monotonic)
     cache = MemoryCache(settings.cache)
@@ -79,9 +82,9 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
     recorder = Recorder(trail, Pseudonyms(settings.audit), book.digest, settings.gateway.region)
     gateway = Gateway(
         settings=settings,
-        book=book,
+        ground=ground,
         keys=KeyRing(settings.tenants),
-        geo=Geo(),
+        geo=Geo(Database(settings.gateway.geoip).country) if settings.gateway.geoip else Geo(),
         registry=registry,
         forwarder=forwarder,
         limiter=limiter,
@@ -114,7 +117,7 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
             await trail.close()
             log.info("gateway stopped")
 
-    views = Views(settings, book, registry, prober, trail, activity)
+    views = Views(settings, ground, registry, prober, trail, activity)
     translator = Translator(LOCALES)
     failures = Failures(gateway, translator)
     app = FastAPI(

@@ -1,6 +1,7 @@
 """Gateway: the whole story of an inference request, in plain awaits, top to bottom."""
 
 import asyncio
+import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -20,9 +21,9 @@ from app.limiting import Limiter
 from app.policy.cache_control import CacheControl, parse
 from app.policy.cache_key import cache_key
 from app.policy.explain import resolve
+from app.policy.ground import Ground
 from app.policy.residency import decide
-from app.policy.routing import rank, score
-from app.policy.rules import LawBook
+from app.policy.routing import home_key, route
 from app.recorder import Recorder, to_the_end
 from app.refusals import refusal
 from app.stores.base import CacheStore
@@ -38,7 +39,7 @@ class Gateway:
     """Everything that answering a request needs, put together once by `main`."""
 
     settings: Settings
-    book: LawBook
+    ground: Ground
     keys: KeyRing
     geo: Geo
     registry: Registry
@@ -74,7 +75,7 @@ class Gateway:
         tenant = principal.tenant
         facts = read(exchange.head, self.settings, tenant, exchange.caller, exchange.received.date())
         exchange.question, exchange.prefer, exchange.subject_id = facts.question, facts.prefer, facts.subject_id
-        decision = decide(facts.question, tenant, self.settings.regions, self.settings.residency, self.book)
+        decision = decide(facts.question, tenant, self.settings.residency, self.ground)
         exchange.decision = decision
         explanation = resolve(
             decision,
@@ -82,6 +83,7 @@ class Gateway:
             origin=exchange.caller.place,
             prefer=facts.prefer,
             gateway_region=self.settings.gateway.region,
+            homes=self.registry.homes,
         )
         exchange.headers["X-Route-Reason"] = explanation.reason
         if explanation.code is not None:
@@ -130,14 +132,16 @@ class Gateway:
             raise ModelNotFound(param="model", model=call.model)
         return able
 
-    def _rank(self, exchange: Exchange, able: Sequence[PermittedRegion]) -> list[PermittedRegion]:
+    def _rank(self, exchange: Exchange, able: Sequence[PermittedRegion]) -> Sequence[PermittedRegion]:
         """Those of the regions that are up, best first; raises `NoHealthyRegion` where none is."""
-        states = self.registry.states()
         origin = exchange.caller.place if exchange.caller else None
-        ranked = rank(able, states, score(list(states.values()), origin), exchange.prefer)
-        if not ranked:
+        draw = random.random()  # noqa: S311 - spreads load
+        states = self.registry.states(able)
+        found = route(able, states, origin, exchange.prefer, homes=self.registry.homes, draw=draw)
+        if found.home is None:
             raise NoHealthyRegion.among(able)
-        return ranked
+        self.registry.settled(home_key(origin, able), found.home)
+        return found.order
 
     def _look_up(self, exchange: Exchange, key: bytes | None, control: CacheControl) -> CacheEntry | None:
         """The kept answer that the caller accepts; REFRESH says that there is one, but too old for this caller."""

@@ -11,7 +11,7 @@ from app.audit.pseudonym import Pseudonyms
 from app.audit.record import CompletionOutcome, Record, completion, decision
 from app.audit.writer import Trail
 from app.config import RESERVED_LOG
-from app.errors import AuditUnavailable, GatewayError, InvalidRequest
+from app.errors import AuditUnavailable, GatewayError, InvalidRequest, Misdirected
 from app.exchange import CLIENT_CLOSED, Exchange
 from app.types import Decision, Verdict
 
@@ -173,7 +173,11 @@ class Recorder:
             bytes_in=exchange.bytes_in,
             bytes_out=bytes_out,
             duration_us=int(exchange.elapsed() * 1_000_000),
-            body_may_have_arrived=any(attempt.outcome != "refused" for attempt in exchange.attempts),
+            body_may_have_arrived=(
+                isinstance(error, Misdirected) and _body_under_way(exchange)
+                if not exchange.attempts
+                else any(attempt.outcome != "refused" for attempt in exchange.attempts)
+            ),
         )
 
 
@@ -186,6 +190,13 @@ async def to_the_end(writing: Coroutine[Any, Any, None]) -> None:
         with suppress(GatewayError):
             await task
         raise
+
+
+def _body_under_way(exchange: Exchange) -> bool:
+    """Whether a client may have sent its body before it heard that this is no place for it: unless it asked first."""
+    headers = exchange.head.headers
+    announced = "transfer-encoding" in headers or headers.get("content-length", "0") != "0"
+    return announced and "expect" not in headers
 
 
 def _verdict(decided: Decision | None, region: str | None) -> Verdict | None:

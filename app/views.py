@@ -8,12 +8,13 @@ from app.access import Principal
 from app.activity import Activity
 from app.audit.writer import Trail
 from app.config import Settings
-from app.dry_run import ExplainRequest, as_json, explain
+from app.dry_run import ExplainRequest, Malformed, explain
 from app.errors import InvalidRequest, ModelNotFound, NoHealthyRegion
 from app.exchange import Exchange
 from app.fleet.prober import Prober
 from app.fleet.registry import Registry
-from app.policy.rules import LawBook
+from app.policy.explain import Explanation
+from app.policy.ground import Ground
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class Views:
     """Read-only answers about the gateway's own state."""
 
     settings: Settings
-    book: LawBook
+    ground: Ground
     registry: Registry
     prober: Prober
     trail: Trail
@@ -59,7 +60,7 @@ class Views:
             raise ModelNotFound(param="model", model=f"{model}/versions/{version}" if version else model)
         raise NoHealthyRegion.among(self.models()[model])
 
-    def explain(self, exchange: Exchange, principal: Principal, options: ExplainRequest) -> dict[str, Any]:
+    def explain(self, exchange: Exchange, principal: Principal, options: ExplainRequest) -> Explanation | Malformed:
         """A dry run at the caller's place; another tenant's needs the scope `admin`."""
         tenant = principal.tenant
         if options.tenant not in (None, tenant.id):
@@ -70,14 +71,13 @@ class Views:
                     "field_value", param="tenant", expected=[each.id for each in self.settings.tenants]
                 )
             tenant = found
-        return as_json(
-            explain(
-                options,
-                settings=self.settings,
-                book=self.book,
-                tenant=tenant,
-                states=list(self.registry.states().values()),
-                origin=exchange.caller.place if exchange.caller else None,
-                today=datetime.now(UTC).date(),
-            )
+        return explain(
+            options,
+            settings=self.settings,
+            ground=self.ground,
+            tenant=tenant,
+            states=list(self.registry.states().values()),
+            origin=exchange.caller.place if exchange.caller else None,
+            today=datetime.now(UTC).date(),
+            homes=self.registry.homes,
         )

@@ -17,7 +17,7 @@ def routes(views: Views) -> APIRouter:
     async def explain(
         request: Request, options: ExplainRequest, principal: Annotated[Principal, Depends(require("infer"))]
     ) -> dict[str, Any]:
-        return views.explain(exchange_of(request), principal, options)
+        return views.explain(exchange_of(request), principal, options).as_json()
 
     @router.get(
         "/regions",

@@ -14,12 +14,12 @@ from starlette.datastructures import Headers
 from app.caller import Geo, locate
 from app.commands.tables import show, table
 from app.config import Settings, Tenant, environment
-from app.dry_run import ExplainRequest, NamedEvidence, as_json, explain
+from app.dry_run import ExplainRequest, Malformed, NamedEvidence, all_up, explain
 from app.errors import GatewayError, InvalidRequest
 from app.i18n import LOCALES, Translator
 from app.law import load_all
 from app.policy.explain import Explanation
-from app.policy.routing import RegionState
+from app.policy.ground import Ground
 from app.types import Head
 
 
@@ -80,9 +80,9 @@ def command(config: Path, tenant: str | None, at: datetime | None, output_json: 
     except GatewayError as error:
         raise _Refused(_told(error)) from error
     if output_json:
-        click.echo(json.dumps(as_json(answer), ensure_ascii=False))
-    elif isinstance(answer, InvalidRequest):
-        raise _Refused(_told(answer))
+        click.echo(json.dumps(answer.as_json(), ensure_ascii=False))
+    elif isinstance(answer, Malformed):
+        raise _Refused(_told(answer.error))
     else:
         _print(answer)
 
@@ -91,15 +91,15 @@ def _told(error: GatewayError) -> str:
     return Translator(LOCALES).message(error.message_id, "en", {**error.values, "param": error.param})
 
 
-def _explain(config: Path, request: ExplainRequest, today: date) -> Explanation | InvalidRequest:
+def _explain(config: Path, request: ExplainRequest, today: date) -> Explanation | Malformed:
     settings, law = load_all(config, environment())
     nobody = Head("POST", "/v1/route/explain", Headers(), None)
     return explain(
         request,
         settings=settings,
-        book=law,
+        ground=Ground.lay(law, settings.regions),
         tenant=_tenant(settings, request.tenant),
-        states=[RegionState(one.id, one.latitude, one.longitude, True, None, 0.0) for one in settings.regions],
+        states=all_up(settings),
         origin=locate(nobody, settings, Geo()).place,
         today=today,
     )

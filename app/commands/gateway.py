@@ -5,23 +5,26 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
 import click
+import structlog
 import uvicorn
 from starlette.types import ASGIApp
 
 from app.activity import Activity
 from app.config import Settings, environment
 from app.http import BoundedHttp
-from app.law import load_all
+from app.law import load_reviewed
 from app.main import create_app
 from app.policy.rules import LawBook
 from app.ports import listen
 from app.telemetry import logging
 from app.yaml_source import ConfigInvalid, Problem
 
+log = structlog.get_logger("tidegate.gateway")
 _BACKLOG = 2048
 _DRAIN_S = 10
 _KEEP_ALIVE_S = 75
@@ -37,19 +40,22 @@ def command(config: Path, region: str | None, port: int | None, backends: Sequen
     """Run one gateway alone."""
     # The supervisor's "probe now" may come before the gateway listens for it, and must not end the process then.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    settings, law = _load(config, region)
+    settings, law, overdue = _load(config, region)
     managed = _managed(settings, backends)
     logging.configure()
+    for warning in overdue:
+        log.warning("law is due for review", problem=str(warning))
     activity = Activity()
     app = create_app(settings, law, managed, activity)
     _serve(app, activity, settings.gateway.host, settings.gateway.port if port is None else port)
 
 
-def _load(config: Path, region: str | None) -> tuple[Settings, LawBook]:
+def _load(config: Path, region: str | None) -> tuple[Settings, LawBook, list[Problem]]:
+    today = datetime.now(UTC).date()
     if region is None:
-        return load_all(config, environment())
+        return load_reviewed(config, environment(), today)
     try:
-        return load_all(config, {**environment(), _REGION_VARIABLE: region})
+        return load_reviewed(config, {**environment(), _REGION_VARIABLE: region}, today)
     except ConfigInvalid as error:
         raise ConfigInvalid(
             Problem("--region", None, "", p.message) if p.key == _REGION_VARIABLE else p for p in error.problems

@@ -14,12 +14,10 @@ from rich.text import Text
 
 from app.child import LOG_LIMIT
 from app.config import DEMO_KEY, DEMO_KEY_HASH, Settings, Tenant, environment
-from app.dry_run import ExplainRequest, explain
-from app.errors import InvalidRequest
-from app.law import load_all
+from app.dry_run import ExplainRequest, Malformed, all_up, explain
+from app.law import load_reviewed
 from app.policy.explain import Explanation
-from app.policy.routing import RegionState
-from app.policy.rules import LawBook
+from app.policy.ground import Ground
 from app.ports import listen
 from app.supervisor import Supervisor
 from app.topology import Topology, plan
@@ -37,11 +35,13 @@ _TEXT_MODELS: Final = ("minilm", "minilm-moe")
 def command(config: Path, port: int | None, regional: bool, verbose: bool) -> None:
     """Start the gateway and one worker for each managed backend, and keep them running until Ctrl-C."""
     environ = environment()
-    settings, law = load_all(config, environ)
+    settings, law, warnings = load_reviewed(config, environ, datetime.now(UTC).date())
+    for warning in warnings:
+        click.echo(f"warning: {warning}", err=True)
     topology = plan(settings, config, port, environ, regional=regional)
     for wanted in topology.ports:
         listen(settings.gateway.host, wanted).close()
-    with _Terminal(topology, welcome(settings, law, topology), verbose=verbose) as report:
+    with _Terminal(topology, welcome(settings, Ground.lay(law, settings.regions), topology), verbose=verbose) as report:
         asyncio.run(_run(topology, report))
 
 
@@ -96,14 +96,14 @@ class _Terminal:
             self.say(line)
 
 
-def welcome(settings: Settings, law: LawBook, topology: Topology) -> list[str]:
+def welcome(settings: Settings, ground: Ground, topology: Topology) -> list[str]:
     """The lines that greet a user: addresses, a key, and requests to paste that hold under this configuration."""
     tenant = _tenant(settings)
     key, told = DEMO_KEY, f"Demo key: {DEMO_KEY}"
     if DEMO_KEY_HASH not in tenant.keys:
         key, told = "$TIDEGATE_KEY", f"Set TIDEGATE_KEY to a key of tenant {tenant.id}; `tidegate keys new` makes one."
     authorized = f'-H "Authorization: Bearer {key}"'
-    examples = list(_examples(settings, law, tenant, f"{topology.url}/v1/embeddings {authorized}"))
+    examples = list(_examples(settings, ground, tenant, f"{topology.url}/v1/embeddings {authorized}"))
     return [
         "",
         f"Tidegate is ready: {topology.url}",
@@ -121,7 +121,7 @@ def _tenant(settings: Settings) -> Tenant:
     return min(settings.tenants, key=lambda one: ("infer" not in one.scopes, DEMO_KEY_HASH not in one.keys))
 
 
-def _examples(settings: Settings, law: LawBook, tenant: Tenant, target: str) -> Iterator[str]:
+def _examples(settings: Settings, ground: Ground, tenant: Tenant, target: str) -> Iterator[str]:
     """Requests to paste, each after what it shows, and only those that will show it."""
     serving = {
         model: {
@@ -138,30 +138,30 @@ def _examples(settings: Settings, law: LawBook, tenant: Tenant, target: str) -> 
     body = f"""-d '{{"model": "{model}", "input": "Where does the tide go?"}}'"""
     request = f'{target} -H "Content-Type: application/json" {body}'
     german = '-H "X-Data-Subject: DE"'
-    if serving[model].intersection(_explained(settings, law, tenant).ranked):
+    if serving[model].intersection(_explained(settings, ground, tenant).ranked):
         yield "An embedding, from the best region:"
         yield f"  curl -sS -i {request}"
-    if serving[model].intersection(_explained(settings, law, tenant, subject="DE").ranked):
+    if serving[model].intersection(_explained(settings, ground, tenant, subject="DE").ranked):
         yield "One for a person in Germany; the headers say which region served it:"
         yield f"  curl -sS -D - -o /dev/null {german} {request}"
     for region in settings.regions:
-        if _explained(settings, law, tenant, subject="DE", region=region.id).code == "residency_denied":
+        if _explained(settings, ground, tenant, subject="DE", region=region.id).code == "residency_denied":
             yield f"A German's data asked for in {region.id}, by a caller who reads German:"
             yield f'  curl -sS -i -H "X-Region: {region.id}" {german} -H "Accept-Language: de-AT, en;q=0.5" {request}'
             return
 
 
-def _explained(settings: Settings, law: LawBook, tenant: Tenant, **options: str) -> Explanation:
+def _explained(settings: Settings, ground: Ground, tenant: Tenant, **options: str) -> Explanation:
     """What becomes of such a request once every region is up."""
     answer = explain(
         ExplainRequest.model_validate(options),
         settings=settings,
-        book=law,
+        ground=ground,
         tenant=tenant,
-        states=[RegionState(one.id, one.latitude, one.longitude, True, None, 0.0) for one in settings.regions],
+        states=all_up(settings),
         origin=None,
         today=datetime.now(UTC).date(),
     )
-    if isinstance(answer, InvalidRequest):
-        raise answer  # the options are our own
+    if isinstance(answer, Malformed):
+        raise answer.error  # the options are our own
     return answer
