@@ -1,4 +1,4 @@
-"""Country of an address from a MaxMind DB file (`.mmdb`), such as GeoLite2-Country, GeoIP2-City or those of DB-IP.
+"""Country of an address from a MaxMind DB file (`.mmdb`): GeoLite2, GeoIP2, DB-IP or IPinfo, by country or by city.
 
 The file is mapped into memory: replace it by renaming another over it, and start the gateway again.
 """

@@ -23,9 +23,12 @@ async def test_requests_that_take_unusually_long_count_against_a_region(tmp_path
             assert (await gateway.embed(f"usual {number}")).headers["X-Served-Region"] == "us-east"
         before = await latency(gateway, "us-east")
         gateway.upstreams["us-east"].answer = slowly  # and well when probed
-        answers = await asyncio.gather(*(gateway.embed(f"slow {number}") for number in range(95)))
-        assert {answer.status_code for answer in answers} == {200}
-        assert await latency(gateway, "us-east") > before + 100
+        for batch in range(6):  # how many it takes depends on what was usual on this machine just now
+            answers = await asyncio.gather(*(gateway.embed(f"slow {batch}/{number}") for number in range(40)))
+            assert {answer.status_code for answer in answers} == {200}
+            if (now := await latency(gateway, "us-east")) > before + 50:
+                break
+        assert now > before + 50
 
 
 async def test_explain_and_the_real_request_agree(tmp_path: Path) -> None:
