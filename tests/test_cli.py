@@ -217,7 +217,10 @@ def test_explain_refuses_bad_input_in_one_line(options: list[str], said: str) ->
 
 @pytest.mark.parametrize(("given", "command"), [([], "up"), (["PORT=8090"], "up --port 8090")])
 def test_make_run_takes_the_port(given: list[str], command: str) -> None:
-    done = subprocess.run(["make", "-n", "run", *given], cwd=ROOT, capture_output=True, text=True, check=True)
+    # Under `make test` the flags of the make above would be taken over.
+    environ = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "PORT")}
+    command_line = ["make", "-n", "run", *given]
+    done = subprocess.run(command_line, cwd=ROOT, env=environ, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1].strip() == f"exec .venv/bin/tidegate {command}"
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from app.commands.up import welcome
 from app.law import load_all
+from app.policy.ground import Ground
 from app.ports import free_ports
 from app.topology import plan
 
@@ -126,7 +127,7 @@ def test_the_requests_to_paste_fit_the_configuration(tmp_path: Path, old: str, n
     file = tmp_path / "x.yaml"
     file.write_text(CONFIG.replace(old, new, 1))
     settings, law = load_all(file, {})
-    lines = welcome(settings, law, plan(settings, file, 8090, {}, regional=False))
+    lines = welcome(settings, Ground.lay(law, settings.regions), plan(settings, file, 8090, {}, regional=False))
     commands = [line for line in lines if line.startswith("  curl -sS ")]
     assert len(commands) == len(shown), commands
     for command, part in zip(commands, shown, strict=True):
