@@ -3,7 +3,6 @@
 Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration, 130 interrupted.
 """
 
-import importlib
 import os
 import sys
 import traceback
@@ -13,28 +12,21 @@ from typing import Final
 
 import click
 
+from app.commands.lazy import LazyGroup
 from app.yaml_source import ConfigInvalid
 
 _FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
 
-# Loaded when asked for: the gateway's own modules take a while to import, and `tidegate check` needs none of them.
 _COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
-    {name: f"app.commands.{name}" for name in ("up", "gateway", "worker", "check", "explain", "prove", "keys")}
+    {name: f"app.commands.{name}" for name in ("up", "gateway", "worker", "check", "explain", "prove", "audit", "keys")}
 )
 
 
-class _Commands(click.Group):
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
-        if cmd_name not in _COMMANDS:
-            return None
-        command: click.Command = importlib.import_module(_COMMANDS[cmd_name]).command
-        return command
-
-
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=LazyGroup,
+    modules=_COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="tidegate")
 def tidegate() -> None:
     """Multi-region inference gateway that fails closed on data residency."""
@@ -52,7 +44,7 @@ def main() -> None:
         sys.exit(_WRONG)
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "tidegate"
-        _fail(f"{error.format_message().rstrip('.')}; see `{where} --help`", _WRONG)
+        _fail(f"{error.format_message().rstrip('.')}; see `{where} --help`", error.exit_code)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):

@@ -21,6 +21,8 @@ from app.access import KeyRing
 from app.activity import Activity
 from app.api import audit, health, kserve, openai, routes
 from app.api.access import exchange_of
+from app.audit.keys import FileKeys
+from app.audit.place import EDGE
 from app.audit.pseudonym import Pseudonyms
 from app.audit.reader import Reader
 from app.audit.writer import Trail, TrailError
@@ -76,10 +78,11 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
     prober = Prober(registry, settings, time.monotonic)
     client = WorkerClient(registry, settings)
     logs = [*(region.id for region in settings.regions), RESERVED_LOG]
-    trail = Trail(settings.audit, logs, metrics.committed)
+    trail = Trail(settings.audit, logs, settings.gateway.region or EDGE, observe=metrics.committed)
     limiter = Limiter(MemoryLimits(), metrics)
     forwarder = Forwarder(registry, client, settings.resilience.retry, metrics)
-    recorder = Recorder(trail, Pseudonyms(settings.audit), book.digest, settings.gateway.region)
+    pseudonyms = Pseudonyms(FileKeys(settings.audit.key_directory))
+    recorder = Recorder(trail, pseudonyms, book.digest, settings.gateway.region)
     gateway = Gateway(
         settings=settings,
         ground=ground,
@@ -129,7 +132,7 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
         redirect_slashes=False,  # it would build the address from the caller's Host, and repeat the body there
     )
     depth = _DEPTH[settings.gateway.security]
-    app.state.gateway_reader = Reader(settings.audit, logs)
+    app.state.gateway_reader = Reader(settings.audit, logs, [tenant.id for tenant in settings.tenants])
     app.include_router(openai.routes(gateway, views, depth, sampled=settings.cache.sampled))
     app.include_router(kserve.routes(gateway, views, VERSION, depth))
     app.include_router(routes.routes(views))

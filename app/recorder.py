@@ -1,12 +1,12 @@
 """From an exchange to its two audit records: which log they belong in, and that there are exactly two."""
 
 import asyncio
-import uuid
 from collections.abc import Coroutine
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
+from app.audit.log import new_id
 from app.audit.pseudonym import Pseudonyms
 from app.audit.record import CompletionOutcome, Record, completion, decision
 from app.audit.writer import Trail
@@ -15,7 +15,7 @@ from app.errors import AuditUnavailable, GatewayError, InvalidRequest, Misdirect
 from app.exchange import CLIENT_CLOSED, Exchange
 from app.types import Decision, Verdict
 
-_GRACE = 1.0
+_HURRY = 0.25
 """Seconds that a record may wait for its commit even where the request's own deadline is nearer, or has passed: a
 caller in a hurry is told that its time is up, not that the audit trail is broken."""
 
@@ -35,7 +35,7 @@ class Recorder:
 
     async def _permitted(self, exchange: Exchange, region: str) -> None:
         record = await self._decision(exchange, region, region=region)
-        await self._append(exchange, region, [record], max(exchange.left(), _GRACE))
+        await self._append(exchange, region, [record])
         exchange.record = record
 
     async def abandoned(self, exchange: Exchange) -> None:
@@ -43,7 +43,7 @@ class Recorder:
         log = self._log_of_refusal(exchange, None)
         record = await self._decision(exchange, log, refused=True)
         end = self._completion(exchange, record, "cancelled", CLIENT_CLOSED)
-        await self._append(exchange, log, [record, end], _GRACE)
+        await self._append(exchange, log, [record, end])
         exchange.record, exchange.completed = record, True
 
     async def refused(self, exchange: Exchange, error: GatewayError) -> None:
@@ -51,14 +51,14 @@ class Recorder:
         log = self._log_of_refusal(exchange, error)
         record = await self._decision(exchange, log, error=error)
         end = self._completion(exchange, record, "refused", error.status, error=error)
-        await self._append(exchange, log, [record, end], _GRACE)
+        await self._append(exchange, log, [record, end])
         exchange.record, exchange.completed = record, True
 
     async def hit(self, exchange: Exchange, region: str, status: int, size: int) -> None:
         """Make decision and completion of an answer from the cache durable in one commit."""
         record = await self._decision(exchange, region, region=region)
         end = self._completion(exchange, record, "served", status, cache="HIT", bytes_out=size)
-        await self._append(exchange, region, [record, end], max(exchange.left(), _GRACE))
+        await self._append(exchange, region, [record, end])
         exchange.record, exchange.completed = record, True
 
     async def completed(
@@ -86,14 +86,14 @@ class Recorder:
             error=error,
         )
         try:
-            await self._append(exchange, exchange.audit_log, [end], max(exchange.left(), _GRACE))
+            await self._append(exchange, exchange.audit_log, [end])
         except AuditUnavailable as unavailable:
             # By now something may have been forwarded, and the caller is not to be told otherwise.
             raise AuditUnavailable("answer", retry_after=unavailable.values["retry_after"]) from unavailable
 
-    async def _append(self, exchange: Exchange, log: str, records: list[Record], patience: float) -> None:
+    async def _append(self, exchange: Exchange, log: str, records: list[Record]) -> None:
         with exchange.timed("audit"):
-            await self._trail.append(log, records, patience)
+            await self._trail.append(log, records, max(exchange.left(), _HURRY))
         exchange.audit_log = log
         exchange.headers.setdefault("X-Audit-Id", records[0]["id"])
 
@@ -123,7 +123,7 @@ class Recorder:
         decided = exchange.decision
         principal = exchange.principal
         return decision(
-            id=uuid.uuid4().hex,
+            id=new_id(exchange.received),
             time=exchange.received,
             request_id=exchange.request_id,
             outcome="refused" if error or refused else "permitted",
@@ -145,7 +145,8 @@ class Recorder:
         )
 
     async def _subject(self, exchange: Exchange, log: str) -> str | None:
-        return None if log == RESERVED_LOG else await self._pseudonyms.of(log, exchange.subject_id)
+        tenant = exchange.principal.tenant.id if exchange.principal else None
+        return None if log == RESERVED_LOG else await self._pseudonyms.of(log, tenant, exchange.subject_id)
 
     def _completion(
         self,
@@ -159,9 +160,10 @@ class Recorder:
         bytes_out: int = 0,
         error: GatewayError | None = None,
     ) -> Record:
+        now = datetime.now(UTC)
         return completion(
-            id=uuid.uuid4().hex,
-            time=datetime.now(UTC),
+            id=new_id(now),
+            time=now,
             decision=record,
             outcome=outcome,
             status=status,
@@ -172,7 +174,8 @@ class Recorder:
             attempts=exchange.attempts,
             bytes_in=exchange.bytes_in,
             bytes_out=bytes_out,
-            duration_us=int(exchange.elapsed() * 1_000_000),
+            duration_us=_microseconds(exchange.elapsed()),
+            timings_us={stage: _microseconds(seconds) for stage, seconds in exchange.timings.items()},
             body_may_have_arrived=(
                 isinstance(error, Misdirected) and _body_under_way(exchange)
                 if not exchange.attempts
@@ -190,6 +193,10 @@ async def to_the_end(writing: Coroutine[Any, Any, None]) -> None:
         with suppress(GatewayError):
             await task
         raise
+
+
+def _microseconds(seconds: float) -> int:
+    return int(seconds * 1_000_000)
 
 
 def _body_under_way(exchange: Exchange) -> bool:

@@ -18,11 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(
     path.relative_to(ROOT).as_posix() for room in ("app", "regions") for path in (ROOT / room).rglob("*.py")
 )
-PURE = [
-    name
-    for name in SOURCES
-    if name.startswith("app/policy/") or name in {"app/audit/record.py", "regions/engine/batching.py"}
-]
+PURE_FILES = {
+    "app/audit/checkpoint.py",
+    "app/audit/merkle.py",
+    "app/audit/record.py",
+    "app/audit/seal.py",
+    "regions/engine/batching.py",
+}
+PURE = [name for name in SOURCES if name.startswith("app/policy/") or name in PURE_FILES]
 Node = TypeVar("Node", bound=ast.AST)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -47,7 +50,7 @@ def at(name: str, node: ast.AST) -> str:
 
 def test_the_linters_see_the_code() -> None:
     assert {"app/types.py", "app/gate.py", "regions/wire.py"} <= set(SOURCES)
-    assert {"app/policy/residency.py", "app/audit/record.py", "regions/engine/batching.py"} <= set(PURE)
+    assert {"app/policy/residency.py"} | PURE_FILES <= set(PURE)
 
 
 # --- the gateway never loads torch: it has to start in a second and fit where no model does.

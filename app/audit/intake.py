@@ -4,15 +4,19 @@ import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from app.audit.ledger import Ledger
 from app.audit.record import Record
 
 GROUP = 128
 """Records after which a group is committed without waiting for more."""
 WINDOW = 0.002
 """Seconds that a group waits for those who were in the last one, in the hope of sharing a commit again."""
+JOBS = 64
+"""Other things to do with a log that may wait."""
 QUEUE = 4096
 """Records that may wait for a log; what comes on top is refused."""
 
@@ -36,8 +40,16 @@ class Waiting:
         return {each["decision_id"] for each in self.records if each["kind"] == "completion"}
 
 
+@dataclass(eq=False, slots=True)
+class Job:
+    """Something else to do with the log than to append, and the future of who asked for it."""
+
+    work: Callable[[Ledger], Any]
+    done: "asyncio.Future[Any]"
+
+
 class Intake:
-    """`offer`, `leave` and `close` belong to the event loop, the rest to the log's thread. Shut until `trust`.
+    """`offer`, `ask`, `leave` and `close` belong to the event loop, the rest to the log's thread. Shut until `trust`.
 
     It also keeps the debts: decisions whose own completion will not come, so that the thread has to write one.
     """
@@ -46,6 +58,7 @@ class Intake:
         self._ready = threading.Condition()
         self._queue: deque[Waiting] = deque()
         self._queued = 0
+        self._jobs: deque[Job] = deque()
         self._owed: dict[str, bool] = {}
         self._trusted = False
         self._closing = False
@@ -61,6 +74,15 @@ class Intake:
             self._queued += len(item.records)
             if len(self._queue) == 1 or self._queued >= self._last_group:
                 self._ready.notify()
+            return True
+
+    def ask(self, job: Job) -> bool:
+        """Have something else done, unless too much waits, the log is not to be trusted, or the end is near."""
+        with self._ready:
+            if self._closing or not self._trusted or len(self._jobs) >= JOBS:
+                return False
+            self._jobs.append(job)
+            self._ready.notify()
             return True
 
     def leave(self, item: Waiting, *, withdraw: bool) -> None:
@@ -88,19 +110,25 @@ class Intake:
     def finished(self) -> bool:
         """Closed, and everything is out that can be written."""
         with self._ready:
-            return self._closing and not self._queue and not (self._trusted and self._owed)
+            return self._closing and not self._queue and not (self._trusted and (self._owed or self._jobs))
 
     def trust(self) -> None:
         with self._ready:
             self._trusted = True
 
-    def distrust(self) -> list[Waiting]:
+    def distrust(self) -> tuple[list[Waiting], list[Job]]:
         """Shut, and hand over everyone who waits."""
         with self._ready:
             self._trusted = False
             waiting, self._queued = list(self._queue), 0
+            jobs = list(self._jobs)
             self._queue.clear()
-            return waiting
+            self._jobs.clear()
+            return waiting, jobs
+
+    def take_job(self) -> Job | None:
+        with self._ready:
+            return self._jobs.popleft() if self._jobs else None
 
     def owe(self, decisions: Iterable[str], *, forwarded: bool) -> None:
         """Note decisions to complete as lost, and whether a byte of their bodies may have reached a region."""
@@ -131,9 +159,9 @@ class Intake:
                 self._ready.wait(left)
 
     def take(self, until: float) -> list[Waiting]:
-        """The next group; empty at `until` (monotonic clock, seconds), when something is owed, and when closed."""
+        """The next group; empty at `until` (monotonic seconds), when something else is to do, and when closed."""
         with self._ready:
-            while not (self._queue or self._owed or self._closing):
+            while not (self._queue or self._owed or self._jobs or self._closing):
                 if (left := until - time.monotonic()) <= 0:
                     return []
                 self._ready.wait(left)

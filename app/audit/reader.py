@@ -5,37 +5,39 @@ ordered by (time, log, seq), never changes, and a cursor is a place in that orde
 """
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import heapq
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import orjson
 
+from app.audit.cursor import Place, decode, encode
+from app.audit.keys import FileKeys
+from app.audit.opener import Opener
+from app.audit.place import log_file
 from app.audit.pseudonym import Pseudonyms
-from app.audit.record import Record, canonical
-from app.audit.writer import log_path
+from app.audit.record import Record, canonical, time_of
 from app.config import AuditSettings
-from app.errors import AuditUnavailable, InvalidRequest
+from app.errors import AuditUnavailable, NotFound
 from app.stores.base import AuditQuery, StoreError
 from app.stores.sqlite import SqliteAuditStore
 
-_MAX_SEQ = 2**53 - 1
-_MAX_CURSOR = 16_384
-_TIME_LENGTH = len("2026-01-01T00:00:00.000000Z")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_AT_ONCE = 2
+"""Readings that have a thread at the same time; requests for inference need threads as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class Filters:
     """What a reader asks for; None leaves a field open. Times as `record.timestamp` writes them.
 
-    `subject` is a pseudonym; with `subject_is_id` it may be the caller's own id as well, whose pseudonyms of all
-    regions then match.
+    `subject` is a pseudonym; with `subject_is_id` it may be the caller's own id as well, whose pseudonyms at all
+    tenants (or the one asked for) in all regions then match.
     """
 
     since: str | None = None
@@ -68,57 +70,61 @@ class Page:
     cursor: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """A place in the order (time, log, seq), behind which a page begins; `bounds` are the logs' last numbers."""
-
-    bounds: dict[str, int]
-    time: str = ""
-    log: str = ""
-    seq: int = 0
-
-    def after(self, log: str) -> tuple[str, int] | None:
-        """Where that log goes on, as (time, seq)."""
-        if not self.time:
-            return None
-        if log == self.log:
-            return self.time, self.seq
-        return self.time, _MAX_SEQ if log < self.log else 0
-
-
 class Reader:
     """Reads the logs named from their files, through connections that cannot write, off the event loop."""
 
-    def __init__(self, settings: AuditSettings, logs: Sequence[str]) -> None:
-        self._directory: Path = settings.path
+    def __init__(self, settings: AuditSettings, logs: Sequence[str], tenants: Sequence[str]) -> None:
+        self._directory = settings.path
         self._patience = settings.commit_deadline
         self._logs = tuple(sorted(logs))
-        self._pseudonyms = Pseudonyms(settings)
+        self._keys = FileKeys(settings.key_directory)
+        self._pseudonyms = Pseudonyms(self._keys)
+        self._tenants = tenants
+        self._turns = asyncio.Semaphore(_AT_ONCE)
 
     @property
     def logs(self) -> Sequence[str]:
         return self._logs
+
+    async def aside(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Do blocking work on the trail in a thread, a few at a time; its `StoreError` becomes `AuditUnavailable`."""
+        async with self._turns:
+            try:
+                return await asyncio.to_thread(work, *args, **kwargs)
+            except (StoreError, orjson.JSONDecodeError) as error:
+                raise AuditUnavailable("read", retry_after=timedelta(seconds=1)) from error
 
     async def page(self, filters: Filters, cursor: str | None, limit: int) -> Page:
         """The page behind a cursor, or the first; `InvalidRequest` for a cursor not of these filters.
 
         `AuditUnavailable` where a log cannot be read.
         """
-        place = _decode(cursor, filters, self._logs) if cursor is not None else None
-        try:
-            return await asyncio.to_thread(self._page, filters, place, limit)
-        except (StoreError, orjson.JSONDecodeError) as error:
-            raise AuditUnavailable("read", retry_after=timedelta(seconds=1)) from error
+        place = decode(cursor, filters.digest(), self._logs) if cursor is not None else None
+        return await self.aside(self._page, filters, place, limit)
 
-    def _page(self, filters: Filters, place: _Place | None, limit: int) -> Page:
-        subjects = self._subjects(filters)
-        stores: dict[str, SqliteAuditStore] = {}
-        try:
-            for log in self._logs:
-                stores[log] = SqliteAuditStore(log_path(self._directory, log), readonly=True, patience=self._patience)
+    async def record(self, record_id: str, tenant: str | None) -> Record:
+        """The record of that id, and of that tenant unless None. Raises `NotFound`, `AuditUnavailable`."""
+        return await self.aside(self._record, record_id, tenant)
+
+    def subjects(self, filters: Filters) -> frozenset[str] | None:
+        """The pseudonyms that `filters.subject` stands for; None where it is open. Blocking; raises `StoreError`."""
+        if filters.subject is None:
+            return None
+        tenants = [filters.tenant] if filters.tenant else self._tenants
+        own = self._pseudonyms.known(self._logs, tenants, filters.subject) if filters.subject_is_id else frozenset()
+        return own | {filters.subject}
+
+    def opened(self, log: str) -> SqliteAuditStore:
+        """A log's store, for its caller to close. Blocking; raises `StoreError`."""
+        return SqliteAuditStore(log_file(self._directory, log), readonly=True, patience=self._patience)
+
+    def _page(self, filters: Filters, place: Place | None, limit: int) -> Page:
+        subjects = self.subjects(filters)
+        rows: list[list[tuple[str, str, int, bytes, str | None]]] = []
+        with ExitStack() as stack:
+            stores = {log: stack.enter_context(closing(self.opened(log))) for log in self._logs}
             if place is None:
-                place = _Place({log: store.last_seq() for log, store in stores.items()})
-            rows: list[list[tuple[str, str, int, bytes]]] = []
+                place = Place({log: store.last_seq() for log, store in stores.items()})
             for log, store in stores.items():
                 query = AuditQuery(
                     bound=place.bounds.get(log, 0),
@@ -129,56 +135,31 @@ class Reader:
                     subjects=subjects,
                     after=place.after(log),
                 )
-                rows.append([(time, log, seq, raw) for time, seq, raw in store.page(query)])
-        finally:
-            for store in stores.values():
-                store.close()
+                rows.append([(time, log, seq, raw, subject) for time, seq, raw, subject in store.page(query)])
         merged = list(heapq.merge(*rows))[: limit + 1]
-        records = [orjson.loads(raw) for *_, raw in merged[:limit]]
+        with Opener(self._keys) as opener:
+            records = [opener.opened(log, raw, subject) for _, log, _, raw, subject in merged[:limit]]
         if len(merged) <= limit:
             return Page(records, None)
-        time, log, seq, _ = merged[limit - 1]
-        return Page(records, _encode(_Place(place.bounds, time, log, seq), filters))
+        time, log, seq, *_ = merged[limit - 1]
+        return Page(records, encode(Place(place.bounds, time, log, seq), filters.digest()))
 
-    def _subjects(self, filters: Filters) -> frozenset[str] | None:
-        if filters.subject is None:
-            return None
-        own = self._pseudonyms.known(self._logs, filters.subject) if filters.subject_is_id else frozenset()
-        return own | {filters.subject}
+    def _record(self, record_id: str, tenant: str | None) -> Record:
+        time = time_of(record_id)
+        for log in self._logs if time else ():
+            with closing(self.opened(log)) as store:
+                row = store.find(time or "", record_id)
+            if row and tenant in (None, row.columns["tenant"]):
+                with Opener(self._keys) as opener:
+                    return opener.opened(log, row.canonical, row.columns["subject"])
+        raise NotFound("expired" if time and self._has_expired(time) else "record", id=record_id)
 
-
-def _encode(place: _Place, filters: Filters) -> str:
-    content = {"b": place.bounds, "f": filters.digest(), "l": place.log, "s": place.seq, "t": place.time}
-    return base64.urlsafe_b64encode(canonical(content)).rstrip(b"=").decode()
-
-
-def _decode(cursor: str, filters: Filters, logs: Sequence[str]) -> _Place:
-    """Read a cursor. It is not secret and not signed: filters and scope are checked anew with every page."""
-    if len(cursor) > _MAX_CURSOR:
-        raise InvalidRequest("cursor", param="cursor")
-    try:
-        content = orjson.loads(base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True))
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("cursor", param="cursor") from None
-    if not _sound(content, logs) or content["f"] != filters.digest():
-        raise InvalidRequest("cursor", param="cursor")
-    return _Place(content["b"], content["t"], content["l"], content["s"])
-
-
-def _sound(content: Any, logs: Sequence[str]) -> bool:
-    if not isinstance(content, dict) or content.keys() != {"b", "f", "l", "s", "t"}:
+    def _has_expired(self, time: str) -> bool:
+        """Whether retention has deleted records of that time."""
+        for log in self._logs:
+            with closing(self.opened(log)) as store, store.snapshot():
+                floor = store.floor()
+                oldest = [*store.rows(floor.seq + 1, floor.seq + 1)] if floor else []
+            if any(time < (row.columns["time"] or "") for row in oldest):
+                return True
         return False
-    bounds, log, seq, time = content["b"], content["l"], content["s"], content["t"]
-    return (
-        isinstance(bounds, dict)
-        and all(each in logs and _number(bound) for each, bound in bounds.items())
-        and isinstance(log, str)
-        and log in logs
-        and _number(seq)
-        and isinstance(time, str)
-        and len(time) == _TIME_LENGTH
-    )
-
-
-def _number(value: Any) -> bool:
-    return type(value) is int and 0 <= value <= _MAX_SEQ

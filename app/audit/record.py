@@ -6,7 +6,7 @@ in code point order, `orjson` writes the canonical form of RFC 8785 byte for byt
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 import orjson
@@ -15,8 +15,11 @@ from app.types import Decision, Question, Verdict
 
 Record = dict[str, Any]
 DecisionOutcome = Literal["permitted", "refused"]
+EventKind = Literal["read", "erasure", "hold", "retention", "rotation"]
 CompletionOutcome = Literal["served", "failed", "cancelled", "refused", "lost"]
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_VERSION_7 = 7
 _COPIED = (
     "request_id",
     "tenant",
@@ -54,6 +57,33 @@ def timestamp(moment: datetime) -> str:
 def canonical(record: Mapping[str, Any]) -> bytes:
     """Canonical bytes of a record (RFC 8785). Raises TypeError for a value that has none, such as an integer > 2^53."""
     return orjson.dumps(record, option=orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER)
+
+
+def new_id(time: datetime, draw: int) -> str:
+    """An id for a record of that time: UUIDv7 in hex (RFC 9562, section 5.7), `draw` being 62 random bits.
+
+    Its `rand_a` holds the fraction of the millisecond (section 6.2, method 3), so that `time_of` finds the record's
+    time again, and with it the record, without an index of ids.
+    """
+    microseconds = _microseconds(time)
+    milliseconds, rest = divmod(microseconds, 1000)
+    fraction = -(-rest * 4096 // 1000)  # rounded up, so that rounding down gives it back
+    return f"{milliseconds << 80 | 0x7 << 76 | fraction << 64 | 0b10 << 62 | draw:032x}"
+
+
+def time_of(record_id: str) -> str | None:
+    """The `time` of the record with that id; None where `new_id` has not made it."""
+    try:
+        number = int(record_id, 16)
+        microseconds = (number >> 80) * 1000 + (number >> 64 & 0xFFF) * 1000 // 4096
+        made = _EPOCH + timedelta(microseconds=microseconds)
+    except (ValueError, OverflowError):
+        return None
+    return timestamp(made) if record_id == f"{number:032x}" and number >> 76 & 0xF == _VERSION_7 else None
+
+
+def _microseconds(time: datetime) -> int:
+    return max(0, (time - _EPOCH) // timedelta(microseconds=1))  # a clock that has lost its battery says 1969
 
 
 def numbered(record: Mapping[str, Any], log: str, seq: int) -> Record:
@@ -114,6 +144,7 @@ def decision(
         "bytes_in": bytes_in,
         "trace_id": trace_id,
         "ignored_hints": list(ignored_hints),
+        "personal": None,
         **_why(decided, verdict, reason),
     }
 
@@ -133,12 +164,14 @@ def completion(
     bytes_in: int = 0,
     bytes_out: int = 0,
     duration_us: int = 0,
+    timings_us: Mapping[str, int] | None = None,
     body_may_have_arrived: bool = False,
 ) -> Record:
     """The end of the request whose `decision` record is given; `region` and `reason` override the decision's.
 
     `body_may_have_arrived` says whether any byte of the body may have reached a region. Durations in microseconds,
-    sizes in bytes of body; `status` is the one sent to the client, None where none was or none is known.
+    `timings_us` those of the stages that Server-Timing names; sizes in bytes of body; `status` is the one sent to the
+    client, None where none was or none is known.
     """
     return {
         **{name: decision[name] for name in _COPIED},
@@ -156,7 +189,9 @@ def completion(
         "bytes_in": bytes_in,
         "bytes_out": bytes_out,
         "duration_us": duration_us,
+        "timings_us": dict(timings_us or {}),
         "body_may_have_arrived": body_may_have_arrived,
+        "personal": None,
     }
 
 
@@ -170,6 +205,39 @@ def lost(*, id: str, time: datetime, decision: Mapping[str, Any], body_may_have_
         status=None,
         body_may_have_arrived=body_may_have_arrived,
     )
+
+
+def event(
+    *,
+    kind: EventKind,
+    id: str,  # noqa: A002 - as above
+    time: datetime,
+    outcome: str,
+    detail: Mapping[str, Any],
+    request_id: str | None = None,
+    tenant: str | None = None,
+    key_id: str | None = None,
+    subject: str | None = None,
+) -> Record:
+    """What was done to the trail itself, or read from it, and by whom; `detail` says what, by `kind`.
+
+    `tenant` and `key_id` are those of the key used, both None for a command at the machine and for the writer's own.
+    """
+    return {
+        **dict.fromkeys(_COPIED),
+        "jurisdictions": [],
+        "kind": kind,
+        "id": id,
+        "time": timestamp(time),
+        "outcome": outcome,
+        "status": None,
+        "request_id": request_id,
+        "tenant": tenant,
+        "key_id": key_id,
+        "subject": subject,
+        "detail": dict(detail),
+        "personal": None,
+    }
 
 
 def _candidate(verdict: Verdict) -> Record:

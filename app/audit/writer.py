@@ -4,21 +4,28 @@ import asyncio
 import fcntl
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from app.audit.intake import Waiting
+from app.audit.intake import Job, Waiting
+from app.audit.keys import FileKeys
+from app.audit.ledger import Ledger
 from app.audit.log import LogWriter, Observe, OpenStore
+from app.audit.place import EDGE, Place
 from app.audit.record import Record
 from app.config import RESERVED_LOG, AuditSettings
 from app.errors import AuditUnavailable
-from app.stores.base import AuditStore, StoreError
+from app.stores.base import AuditStore, Hold, StoreError
 from app.stores.sqlite import SqliteAuditStore
 
+_Result = TypeVar("_Result")
 _RETRY_AFTER = timedelta(seconds=1)
+_JOB_PATIENCE = 30.0
+"""Seconds that whoever asks for an erasure or the like waits: it may have many records to touch."""
 _CLOSE_PATIENCE = 5.0
 """Seconds that closing waits for a write that hangs, beyond the commit deadline."""
 
@@ -27,13 +34,8 @@ class TrailError(Exception):
     """The audit directory cannot be used; the message is one line and names it."""
 
 
-def log_path(directory: Path, log: str) -> Path:
-    """The file of a log: `<audit.path>/<log>.db`."""
-    return directory / f"{log}.db"
-
-
 class Trail:
-    """Writes the logs named (the regions' ids, and `gateway`).
+    """Writes the logs named (the regions' ids, and `gateway`) of the gateway that stands in region `standing`.
 
     `observe(log, records, seconds)` is told of every commit, on the event loop.
     """
@@ -42,6 +44,8 @@ class Trail:
         self,
         settings: AuditSettings,
         logs: Sequence[str],
+        standing: str = EDGE,
+        *,
         observe: Observe | None = None,
         open_store: OpenStore | None = None,
     ) -> None:
@@ -49,8 +53,14 @@ class Trail:
         self._lock: int | None = None
         open_store = open_store or partial(_open_sqlite, patience=settings.commit_deadline)
         self._writers = {
-            name: LogWriter(name, log_path(settings.path, name), settings, open_store, observe or _unobserved)
-            for name in logs
+            log: LogWriter(
+                Place(settings.path, log, standing),
+                settings,
+                FileKeys(settings.key_directory),
+                open_store,
+                observe or _unobserved,
+            )
+            for log in logs
         }
 
     async def start(self) -> None:
@@ -92,6 +102,41 @@ class Trail:
         except asyncio.CancelledError:
             writer.leave(item, withdraw=False)
             raise
+
+    async def checkpoint(self, log: str) -> str:
+        """A signed note that covers everything that is durable in the log now. Raises `AuditUnavailable`."""
+        return await self._ask(log, Ledger.checkpoint)
+
+    async def erase(self, log: str, subject: str, event: Record) -> int:
+        """Forget whom the records of a pseudonym are about, and record that; returns how many there were.
+
+        Nothing is recorded where nothing was known. Raises `Held`, `AuditUnavailable`.
+        """
+        return await self._ask(log, lambda ledger: ledger.erase(event, subject))
+
+    async def hold(self, log: str, hold: Hold, event: Record) -> None:
+        """Place a legal hold. Raises `AuditUnavailable`."""
+        await self._ask(log, lambda ledger: ledger.hold(event, hold))
+
+    async def release(self, log: str, hold_id: str, event: Record) -> bool:
+        """End a legal hold; False where the log has none of that id. Raises `AuditUnavailable`."""
+        return await self._ask(log, lambda ledger: ledger.release(event, hold_id))
+
+    async def _ask(self, log: str, work: Callable[[Ledger], _Result]) -> _Result:
+        job = Job(work, asyncio.get_running_loop().create_future())
+        if not self._writers[log].ask(job):
+            raise AuditUnavailable(retry_after=_RETRY_AFTER)
+        try:
+            async with asyncio.timeout(_JOB_PATIENCE):
+                result: _Result = await job.done
+        except (TimeoutError, StoreError) as error:
+            raise AuditUnavailable(retry_after=_RETRY_AFTER) from error
+        return result
+
+    @property
+    def logs(self) -> Sequence[str]:
+        """The logs, in the order given."""
+        return tuple(self._writers)
 
     @property
     def trusted(self) -> bool:

@@ -1,8 +1,8 @@
 """The Protocols of the stores: what a cache, a limiter and an audit log must do, whoever keeps their data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from app.config import Rate
 from app.policy.rate import Allowance
@@ -13,13 +13,75 @@ class StoreError(Exception):
     """A store could not do what it was asked; the message is one line and names the file or server."""
 
 
+BUNDLE: Final = 256
+"""Records whose subtree root an audit log keeps: a power of two, so that it is a node of the tree (RFC 6962)."""
+
+
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One numbered audit record and its canonical bytes."""
+    """One numbered audit record: its fields, which fill the index; its stored bytes; their RFC 6962 leaf hash."""
 
     seq: int
     record: Mapping[str, Any]
     canonical: bytes
+    leaf: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRow:
+    """A record as it lies in the log; `columns` is the index beside it, None where erased or not of this record."""
+
+    seq: int
+    columns: Mapping[str, str | None]
+    canonical: bytes
+    leaf: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Floor:
+    """Retention has deleted the records with `seq` up to this one.
+
+    `note` is signed over the tree's root at that size; `leaves` are the leaf hashes of those deleted records whose
+    bundle was not complete, from seq // BUNDLE * BUNDLE + 1 on.
+    """
+
+    seq: int
+    note: str
+    leaves: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A legal hold: what it matches is neither erased nor deleted. None leaves a field open; times as in `AuditQuery`.
+
+    `subject` is a pseudonym.
+    """
+
+    id: str
+    placed: str
+    note: str
+    tenant: str | None = None
+    subject: str | None = None
+    since: str | None = None
+    until: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """Forget whose records those of this pseudonym are."""
+
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """End a legal hold."""
+
+    hold: str
+
+
+Change = Erase | Hold | Release | Floor
+"""What may happen to a log besides growing, in one commit with the records that tell of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,27 +104,65 @@ class AuditQuery:
 class AuditStore(Protocol):
     """One append-only log. Blocking, and used by one thread at a time; every method may raise `StoreError`."""
 
-    def append(self, entries: Sequence[AuditEntry]) -> None:
-        """Make all entries durable in one commit. A failure may still have landed: look before numbering anew."""
+    def append(
+        self, entries: Sequence[AuditEntry], bundles: Sequence[tuple[int, bytes]], change: Change | None = None
+    ) -> None:
+        """Make all entries durable in one commit, with the roots of the bundles that they complete, and a change.
+
+        A failure may still have landed: look before numbering anew.
+        """
 
     def last_seq(self) -> int:
         """The highest `seq` ever given out, 0 for an empty log; deletion does not lower it."""
 
     def get(self, seq: int) -> bytes | None:
-        """The canonical bytes of a record, or None where the log holds none of that number."""
+        """The stored bytes of a record, or None where the log holds none of that number."""
 
-    def open_decisions(self) -> list[dict[str, Any]]:
+    def find(self, time: str, record_id: str) -> StoredRow | None:
+        """The record of that id, made at that time (`record.time_of` reads it from the id)."""
+
+    def rows(self, first: int, last: int) -> Iterator[StoredRow]:
+        """The records numbered `first` to `last` that the log holds, in order."""
+
+    def open_decisions(self) -> list[StoredRow]:
         """The decisions without a completion, oldest first."""
 
-    def page(self, query: AuditQuery) -> list[tuple[str, int, bytes]]:
-        """Matching records as (time, seq, canonical bytes), ascending by time, then seq."""
+    def page(self, query: AuditQuery) -> list[tuple[str, int, bytes, str | None]]:
+        """Matching records as (time, seq, stored bytes, pseudonym), ascending by time, then seq."""
 
-    def expire(self, before: str, limit: int) -> int:
-        """Delete up to `limit` of the oldest records, and return how many went.
+    def head(self) -> str | None:
+        """The newest checkpoint, a signed note."""
 
-        Only an unbroken run from the log's beginning goes, of records made before the time given; it ends at the first
-        decision whose completion is missing or has to stay.
+    def set_head(self, note: str) -> None:
+        """Replace the newest checkpoint, durably."""
+
+    def floor(self) -> Floor | None:
+        """Where the log begins, unless at its first record."""
+
+    def bundle_roots(self, first: int, count: int) -> list[bytes]:
+        """The subtree roots of complete bundles; bundle 0 holds the records 1 to BUNDLE."""
+
+    def leaves(self, first: int, last: int) -> list[bytes]:
+        """Leaf hashes of the records numbered `first` to `last`; fewer where the log no longer has them."""
+
+    def holds(self) -> list[Hold]:
+        """The legal holds in force."""
+
+    def held(self, subject: str) -> list[str]:
+        """Ids of the holds that keep this pseudonym from being erased."""
+
+    def count(self, subject: str) -> int:
+        """Records of this pseudonym."""
+
+    def expirable(self, before: str, limit: int) -> int:
+        """Up to which number the oldest records may be deleted now, at most `limit` of them; 0 for none.
+
+        They form an unbroken run from the log's beginning, of records made before the time given, and end before the
+        first that a hold matches and the first decision whose completion is missing or has to stay.
         """
+
+    def scrub(self) -> bool:
+        """Remove what has been erased or deleted from the side files as well; False where a reader is in the way."""
 
     def close(self) -> None:
         """Let go of the file; idempotent and silent."""

@@ -1,17 +1,19 @@
 """Audit logs in SQLite: one file a log, in WAL mode, where a commit returns once it is on the disk."""
 
-import os
-import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
-from app.stores.base import AuditEntry, AuditQuery, StoreError
+from app.stores.base import BUNDLE, AuditEntry, AuditQuery, Change, Erase, Floor, Hold, Release, StoredRow, StoreError
+from app.stores.database import Database
+from app.stores.files import make
 
-_VERSION = 1
+VERSION: Final = 2
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS records (
@@ -25,7 +27,8 @@ CREATE TABLE IF NOT EXISTS records (
     region TEXT,
     outcome TEXT,
     reason TEXT,
-    record TEXT NOT NULL
+    record TEXT NOT NULL,
+    leaf BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS records_time ON records (time);
 CREATE INDEX IF NOT EXISTS records_tenant ON records (tenant, time);
@@ -33,17 +36,34 @@ CREATE INDEX IF NOT EXISTS records_request ON records (request_id);
 CREATE INDEX IF NOT EXISTS records_subject ON records (subject) WHERE subject IS NOT NULL;
 -- Decisions whose completion is still to come, kept in the same commits, so that a start need not read the whole log.
 CREATE TABLE IF NOT EXISTS pending (decision TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
--- The first number that retention has left, so that numbers never begin anew.
-CREATE TABLE IF NOT EXISTS retained (only INTEGER PRIMARY KEY CHECK (only = 1), floor INTEGER NOT NULL);
-PRAGMA user_version = {_VERSION};
+-- Subtree roots of complete bundles; they outlive their records, so that proofs of later records still hold.
+CREATE TABLE IF NOT EXISTS bundles (bundle INTEGER PRIMARY KEY, root BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS head (only INTEGER PRIMARY KEY CHECK (only = 1), note TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS floor (
+    only INTEGER PRIMARY KEY CHECK (only = 1), floor INTEGER NOT NULL, note TEXT NOT NULL, leaves BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS holds (
+    id TEXT PRIMARY KEY, placed TEXT NOT NULL, note TEXT NOT NULL, tenant TEXT, subject TEXT, since TEXT, until TEXT
+) WITHOUT ROWID;
+PRAGMA user_version = {VERSION};
 COMMIT;
 """
-_COLUMNS = ("time", "kind", "request_id", "tenant", "subject", "subject_country", "region", "outcome", "reason")
-_INSERT = f"INSERT INTO records (seq, {', '.join(_COLUMNS)}, record) VALUES (?{', ?' * (len(_COLUMNS) + 1)})"  # noqa: S608 - column names of this file
-_COMPLETED_BEFORE = """
-SELECT 1 FROM records
-WHERE request_id = ? AND kind = 'completion' AND json_extract(record, '$.decision_id') = ? AND time < ?
+COLUMNS: Final = ("time", "kind", "request_id", "tenant", "subject", "subject_country", "region", "outcome", "reason")
+"""Fields of a record that its row repeats, to be found by."""
+_HASH_SIZE = 32
+_FIELDS = itemgetter(*COLUMNS)
+_ONE = f"(?{', ?' * (len(COLUMNS) + 2)})"
+_INSERTS: Final = tuple(
+    (rows, f"INSERT INTO records (seq, {', '.join(COLUMNS)}, record, leaf) VALUES {', '.join([_ONE] * rows)}")  # noqa: S608 - column names of this file
+    for rows in (128, 64, 32, 16, 8, 4, 2, 1)
+)
+"""Statements for so many rows each: one step of SQLite, and so one release of the interpreter's lock, for a group."""
+_ROW = f"seq, {', '.join(COLUMNS)}, CAST(record AS BLOB), leaf"
+_MATCHES = """
+(:tenant IS NULL OR tenant = :tenant) AND (:subject IS NULL OR subject = :subject)
+AND (:since IS NULL OR time >= :since) AND (:until IS NULL OR time < :until)
 """
+"""Whether a record is one that a hold keeps."""
 
 
 class SqliteAuditStore:
@@ -54,65 +74,93 @@ class SqliteAuditStore:
     """
 
     def __init__(self, path: Path, *, must_exist: bool = False, readonly: bool = False, patience: float = 1.0) -> None:
-        self._path = path
-        self._readonly = readonly
-        with self._named():
-            if not readonly and not must_exist:
-                _make(path)
-            mode = "ro" if readonly else "rw"
-            self._db = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={mode}",
-                uri=True,
-                timeout=patience,
-                isolation_level=None,
-                check_same_thread=False,
-            )
-            try:
-                self._prepare()
-            except BaseException:
-                self._db.close()
-                raise
+        if not readonly and not must_exist:
+            _make(path)
+        self._file = Database("audit log", path, readonly=readonly, patience=patience)
+        self._db = self._file.connection
+        try:
+            with self._file.named():
+                self._lay(readonly=readonly)
+        except BaseException:
+            self.close()
+            raise
 
-    def append(self, entries: Sequence[AuditEntry]) -> None:
+    def append(
+        self, entries: Sequence[AuditEntry], bundles: Sequence[tuple[int, bytes]], change: Change | None = None
+    ) -> None:
         decisions = {entry.record["id"]: entry.seq for entry in entries if entry.record["kind"] == "decision"}
         completed = {entry.record["decision_id"] for entry in entries if entry.record["kind"] == "completion"}
-        rows = [
-            (entry.seq, *(entry.record.get(column) for column in _COLUMNS), entry.canonical.decode())
-            for entry in entries
-        ]
-        with self._named():
-            self._check_files()
-            with self._transaction():
-                self._db.executemany(_INSERT, rows)
-                self._db.executemany(
-                    "INSERT INTO pending VALUES (?, ?)",
-                    [(each, seq) for each, seq in decisions.items() if each not in completed],
+        with self._file.named(), self._file.transaction():
+            self._insert(entries)
+            self._db.execute(
+                "INSERT INTO pending SELECT key, value FROM json_each(?)",
+                (orjson.dumps({each: seq for each, seq in decisions.items() if each not in completed}).decode(),),
+            )
+            self._db.execute(
+                "DELETE FROM pending WHERE decision IN (SELECT value FROM json_each(?))",
+                (orjson.dumps(list(completed - decisions.keys())).decode(),),
+            )
+            self._db.executemany("INSERT INTO bundles VALUES (?, ?)", bundles)
+            if change:
+                self._change(change)
+
+    def _insert(self, entries: Sequence[AuditEntry]) -> None:
+        done = 0
+        for rows, statement in _INSERTS:
+            while len(entries) - done >= rows:
+                values: list[Any] = []
+                for entry in entries[done : done + rows]:
+                    values += (entry.seq, *_FIELDS(entry.record), entry.canonical.decode(), entry.leaf)
+                self._db.execute(statement, values)
+                done += rows
+
+    def _change(self, change: Change) -> None:
+        match change:
+            case Erase(subject):
+                self._db.execute("UPDATE records SET subject = NULL, request_id = NULL WHERE subject = ?", (subject,))
+            case Hold():
+                self._db.execute(
+                    "INSERT INTO holds VALUES (:id, :placed, :note, :tenant, :subject, :since, :until)", _fields(change)
                 )
-                self._db.executemany(
-                    "DELETE FROM pending WHERE decision = ?", [(each,) for each in completed - decisions.keys()]
-                )
+            case Release(hold):
+                self._db.execute("DELETE FROM holds WHERE id = ?", (hold,))
+            case Floor(seq, note, leaves):
+                self._db.execute("DELETE FROM records WHERE seq <= ?", (seq,))
+                self._db.execute("INSERT OR REPLACE INTO floor VALUES (1, ?, ?, ?)", (seq, note, b"".join(leaves)))
 
     def last_seq(self) -> int:
-        with self._named():
+        with self._file.named():
             (newest,) = self._db.execute("SELECT coalesce(max(seq), 0) FROM records").fetchone()
-            floor = self._db.execute("SELECT floor FROM retained").fetchone()
-        return max(int(newest), int(floor[0]) - 1 if floor else 0)
+            (floor,) = self._db.execute("SELECT coalesce(max(floor), 0) FROM floor").fetchone()
+        return max(int(newest), int(floor))
 
     def get(self, seq: int) -> bytes | None:
-        with self._named():
+        with self._file.named():
             row = self._db.execute("SELECT CAST(record AS BLOB) FROM records WHERE seq = ?", (seq,)).fetchone()
         return row[0] if row else None
 
-    def open_decisions(self) -> list[dict[str, Any]]:
-        with self._named():
-            rows = self._db.execute("SELECT record FROM pending JOIN records USING (seq) ORDER BY seq").fetchall()
-            return [orjson.loads(record) for (record,) in rows]
+    def find(self, time: str, record_id: str) -> StoredRow | None:
+        text = f"SELECT {_ROW} FROM records WHERE time = ? AND json_extract(record, '$.id') = ?"  # noqa: S608 - as above
+        with self._file.named():
+            row = self._db.execute(text, (time, record_id)).fetchone()
+        return _stored(row) if row else None
 
-    def page(self, query: AuditQuery) -> list[tuple[str, int, bytes]]:
+    def rows(self, first: int, last: int) -> Iterator[StoredRow]:
+        text = f"SELECT {_ROW} FROM records WHERE seq BETWEEN ? AND ? ORDER BY seq"  # noqa: S608 - as above
+        with self._file.named():
+            for row in self._db.execute(text, (first, last)):
+                yield _stored(row)
+
+    def open_decisions(self) -> list[StoredRow]:
+        text = f"SELECT {_ROW} FROM pending JOIN records USING (seq) ORDER BY seq"  # noqa: S608 - as above
+        with self._file.named():
+            return [_stored(row) for row in self._db.execute(text)]
+
+    def page(self, query: AuditQuery) -> list[tuple[str, int, bytes, str | None]]:
         clauses = ["seq <= :bound"]
         values: dict[str, Any] = {"bound": query.bound, "limit": query.limit}
         for column, value in query.equal.items():
-            if column not in _COLUMNS:
+            if column not in COLUMNS:
                 raise ValueError(f"{column!r} is no column to filter by")
             clauses.append(f"{column} = :{column}")
             values[column] = value
@@ -130,94 +178,132 @@ class SqliteAuditStore:
             values["after_time"], values["after_seq"] = query.after
         # Nothing of the caller's is in the text: columns are checked against a constant, values are bound.
         text = f"""
-            SELECT time, seq, CAST(record AS BLOB) FROM records
+            SELECT time, seq, CAST(record AS BLOB), subject FROM records
             WHERE {" AND ".join(clauses)} ORDER BY time, seq LIMIT :limit
         """  # noqa: S608 - see above
-        with self._named():
+        with self._file.named():
             return self._db.execute(text, values).fetchall()
 
-    def expire(self, before: str, limit: int) -> int:
-        with self._named():
-            self._check_files()
-            cut, count = self._expired(before, limit)
-            if count:
-                with self._transaction():
-                    self._db.execute("DELETE FROM records WHERE seq <= ?", (cut,))
-                    self._db.execute("INSERT OR REPLACE INTO retained VALUES (1, ?)", (cut + 1,))
-        return count
+    def head(self) -> str | None:
+        with self._file.named():
+            row = self._db.execute("SELECT note FROM head").fetchone()
+        return row[0] if row else None
 
-    def close(self) -> None:
-        with suppress(sqlite3.Error):
-            self._db.close()
+    def set_head(self, note: str) -> None:
+        with self._file.named(), self._file.transaction():
+            self._db.execute("INSERT OR REPLACE INTO head VALUES (1, ?)", (note,))
 
-    def _expired(self, before: str, limit: int) -> tuple[int, int]:
-        rows: list[tuple[int, str, str, str, str, str | None]] = []
+    def floor(self) -> Floor | None:
+        with self._file.named():
+            row = self._db.execute("SELECT floor, note, leaves FROM floor").fetchone()
+        if row is None:
+            return None
+        seq, note, leaves = row
+        return Floor(seq, note, tuple(leaves[i : i + _HASH_SIZE] for i in range(0, len(leaves), _HASH_SIZE)))
+
+    def bundle_roots(self, first: int, count: int) -> list[bytes]:
+        text = "SELECT root FROM bundles WHERE bundle >= ? AND bundle < ? ORDER BY bundle"
+        with self._file.named():
+            return [root for (root,) in self._db.execute(text, (first, first + count))]
+
+    def leaves(self, first: int, last: int) -> list[bytes]:
+        found: list[bytes] = []
+        floor = self.floor()
+        if floor and first <= floor.seq:
+            begin = first - 1 - floor.seq // BUNDLE * BUNDLE
+            found += floor.leaves[max(begin, 0) : begin + last - first + 1]
+        text = "SELECT leaf FROM records WHERE seq BETWEEN ? AND ? ORDER BY seq"
+        with self._file.named():
+            return found + [leaf for (leaf,) in self._db.execute(text, (first, last))]
+
+    def holds(self) -> list[Hold]:
+        text = "SELECT id, placed, note, tenant, subject, since, until FROM holds ORDER BY placed, id"
+        with self._file.named():
+            return [Hold(*row) for row in self._db.execute(text)]
+
+    def held(self, subject: str) -> list[str]:
+        text = f"SELECT 1 FROM records WHERE {_MATCHES} AND subject = :of LIMIT 1"  # noqa: S608 - a constant above
+        with self._file.named():
+            return [
+                hold.id
+                for hold in self.holds()
+                if hold.subject == subject or self._db.execute(text, {**_fields(hold), "of": subject}).fetchone()
+            ]
+
+    def count(self, subject: str) -> int:
+        with self._file.named():
+            (count,) = self._db.execute("SELECT count(*) FROM records WHERE subject = ?", (subject,)).fetchone()
+        return int(count)
+
+    def expirable(self, before: str, limit: int) -> int:
         text = """
-            SELECT seq, time, kind, request_id, json_extract(record, '$.id'), json_extract(record, '$.decision_id')
+            SELECT seq, time, kind, json_extract(record, '$.id'), json_extract(record, '$.decision_id')
             FROM records ORDER BY seq LIMIT ?
         """
-        for row in self._db.execute(text, (limit,)):
-            if row[1] >= before:
-                break
-            rows.append(row)
-        completed = {row[5] for row in rows}
-        cut = count = 0
-        for seq, _, kind, request, identity, _ in rows:
+        with self._file.named():
+            rows: list[tuple[int, str, str, str, str | None]] = []
+            for row in self._db.execute(text, (limit,)):
+                if row[1] >= before:
+                    break
+                rows.append(row)
+            if rows and (kept := self._first_held(rows[-1][0])):
+                rows = [row for row in rows if row[0] < kept]
+            return self._last_complete(rows, before)
+
+    def _first_held(self, last: int) -> int | None:
+        text = f"SELECT min(seq) FROM records WHERE seq <= :last AND {_MATCHES}"  # noqa: S608 - a constant above
+        found = [self._db.execute(text, {**_fields(hold), "last": last}).fetchone()[0] for hold in self.holds()]
+        return min((seq for seq in found if seq is not None), default=None)
+
+    def _last_complete(self, rows: Sequence[tuple[int, str, str, str, str | None]], before: str) -> int:
+        """The last of these that may go without its decision or completion being left behind."""
+        text = """
+            SELECT 1 FROM records
+            WHERE seq > ? AND time < ? AND kind = 'completion' AND json_extract(record, '$.decision_id') = ?
+        """
+        completed = {row[4] for row in rows}
+        cut = 0
+        for seq, _, kind, identity, _ in rows:
             if kind == "decision" and identity not in completed:
-                found = self._db.execute(_COMPLETED_BEFORE, (request, identity, before)).fetchone()
+                found = self._db.execute(text, (rows[-1][0], before, identity)).fetchone()
                 if found is None:
                     break
-            cut, count = seq, count + 1
-        return cut, count
+            cut = seq
+        return cut
 
-    def _prepare(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version not in (0, _VERSION) or (self._readonly and version == 0):
-            raise StoreError(f"audit log {self._path}: schema version {version} is not {_VERSION}")
-        if self._readonly:
-            return
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")  # in WAL mode: every commit waits for its fsync
-        self._db.execute("PRAGMA secure_delete = ON")  # what retention deletes is overwritten, not only unlinked
+    def scrub(self) -> bool:
+        with self._file.named():
+            return self._file.truncate()
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside is of one moment."""
+        with self._file.named(), self._file.snapshot():
+            yield
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _lay(self, *, readonly: bool) -> None:
+        version = self._file.version
+        if version not in (0, VERSION) or (readonly and version == 0):
+            raise self._file.error(f"schema version {version} is not {VERSION}")
         if version == 0:
             self._db.executescript(_SCHEMA)
-        self._db.execute("SELECT 1 FROM pending").fetchone()  # the first read opens the WAL, which is watched as well
-        self._files = self._identities()
-
-    def _identities(self) -> tuple[tuple[int, int], ...]:
-        stats = (self._path.stat(), self._path.with_name(f"{self._path.name}-wal").stat())
-        return tuple((each.st_dev, each.st_ino) for each in stats)
-
-    def _check_files(self) -> None:
-        """Refuse to write to files that no longer bear their names: what lands in them is gone at the next start."""
-        if not self._readonly and self._identities() != self._files:
-            raise StoreError(f"audit log {self._path}: the file has been replaced")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):  # some errors have rolled back already
-                self._db.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError, orjson.JSONDecodeError) as error:
-            raise StoreError(f"audit log {self._path}: {error}") from error
+        self._file.watch()
 
 
 def _make(path: Path) -> None:
-    """An empty file of mode 0600 where there is none (SQLite copies the mode to its side files), its name durable."""
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    try:
+        make(path)
+    except OSError as error:
+        raise StoreError(f"audit log {path}: {error}") from error
+
+
+def _stored(row: tuple[Any, ...]) -> StoredRow:
+    seq, *columns, canonical, leaf = row
+    return StoredRow(seq, dict(zip(COLUMNS, columns, strict=True)), canonical, leaf)
+
+
+def _fields(hold: Hold) -> dict[str, str | None]:
+    return asdict(hold)

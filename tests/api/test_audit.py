@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request, Response
 from app.access import Principal
 from app.api.audit import router
 from app.audit import record
+from app.audit.keys import FileKeys
 from app.audit.pseudonym import Pseudonyms
 from app.audit.reader import Reader
 from app.audit.writer import Trail
@@ -28,7 +29,7 @@ class Site:
     def __init__(self, settings):
         self.app = FastAPI()
         self.app.include_router(router)
-        self.app.state.gateway_reader = Reader(settings, LOGS)
+        self.app.state.gateway_reader = Reader(settings, LOGS, ["demo", "other"])
         self.app.add_exception_handler(GatewayError, self.failure)
 
     @staticmethod
@@ -48,7 +49,7 @@ async def site(tmp_path):
     settings = AuditSettings(path=tmp_path / "audit", commit_deadline=10.0)
     trail = Trail(settings, LOGS)
     await trail.start()
-    pseudonyms = Pseudonyms(settings)
+    pseudonyms = Pseudonyms(FileKeys(settings.key_directory))
     for number, (log, tenant) in enumerate([("eu-west", "demo"), ("us-east", "other"), ("eu-west", "other")]):
         decision = record.decision(
             id=f"d{number}",
@@ -58,7 +59,7 @@ async def site(tmp_path):
             tenant=tenant,
             key_id="0",
             region=log,
-            subject=await pseudonyms.of(log, "anna"),
+            subject=await pseudonyms.of(log, tenant, "anna"),
             subject_country="DE",
         )
         ended = record.completion(

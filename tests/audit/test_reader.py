@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.audit import record
+from app.audit.keys import FileKeys
 from app.audit.pseudonym import Pseudonyms
 from app.audit.reader import Filters, Reader
 from app.config import AuditSettings
@@ -46,7 +47,7 @@ class Logs:
         self.written.append(numbered)
 
     def reader(self):
-        return Reader(self.settings, LOGS)
+        return Reader(self.settings, LOGS, ["demo"])
 
     def close(self):
         for store in self.stores.values():
@@ -137,14 +138,15 @@ async def test_each_filter_matches_its_field(logs, filters, expected):
 
 
 async def test_a_callers_own_id_matches_its_pseudonyms_of_all_regions(logs):
-    pseudonyms = Pseudonyms(logs.settings)
+    pseudonyms = Pseudonyms(FileKeys(logs.settings.key_directory))
     for second, log in enumerate(("eu-west", "us-east")):
-        logs.write(log, second, subject=await pseudonyms.of(log, "anna"))
-        logs.write(log, second, subject=await pseudonyms.of(log, "berta"))
+        logs.write(log, second, subject=await pseudonyms.of(log, "demo", "anna"))
+        logs.write(log, second, subject=await pseudonyms.of(log, "demo", "berta"))
     reader = logs.reader()
     everywhere = await reader.page(Filters(subject="anna", subject_is_id=True), None, 10)
     assert [each["id"] for each in everywhere.records] == ["d0", "d2"]
-    one = await reader.page(Filters(subject=await pseudonyms.of("us-east", "anna"), subject_is_id=True), None, 10)
+    pseudonym = await pseudonyms.of("us-east", "demo", "anna")
+    one = await reader.page(Filters(subject=pseudonym, subject_is_id=True), None, 10)
     assert [each["id"] for each in one.records] == ["d2"]
     assert (await reader.page(Filters(subject="anna"), None, 10)).records == []
 
@@ -195,7 +197,7 @@ async def test_a_forged_cursor_is_refused(logs, changes):
 @given(st.one_of(st.text(max_size=60), st.binary(max_size=60).map(lambda raw: base64.urlsafe_b64encode(raw).decode())))
 @settings(deadline=None)
 def test_rubbish_is_no_cursor(text):
-    reader = Reader(AuditSettings(path=Path("nowhere")), LOGS)
+    reader = Reader(AuditSettings(path=Path("nowhere")), LOGS, ["demo"])
     with pytest.raises(InvalidRequest):
         asyncio.run(reader.page(Filters(), text, 1))
 

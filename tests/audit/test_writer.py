@@ -31,13 +31,13 @@ class Faulty:
         if path.stem == "eu-west":
             sound = store.append
 
-            def append(entries):
+            def append(*written):
                 self.entered.set()
                 if self.mode == "hang":
                     assert self.gate.wait(30)
                 if self.mode == "fail":
                     raise StoreError("EIO")
-                sound(entries)
+                sound(*written)
                 if self.mode == "late":
                     raise StoreError("EIO after landing")
 
@@ -315,12 +315,14 @@ async def test_retention_deletes_from_the_beginning_and_numbers_go_on(audit, pai
     with capture_logs():
         await second.start()
         for _ in range(400):
-            if len(stored()) == 2:
+            if len(stored()) == 3:
                 break
             await asyncio.sleep(0.025)
         await second.append("eu-west", pair(), 10)
         await second.close()
-    assert [each["seq"] for each in stored()] == [7, 8, 9, 10]
+    kept = stored()
+    assert [each["seq"] for each in kept] == [7, 8, 9, 10, 11]
+    assert (kept[2]["kind"], kept[2]["detail"]["records"], kept[2]["detail"]["floor"]) == ("retention", 6, 6)
 
 
 async def test_closing_writes_what_waits(audit, pair, ends):

@@ -246,12 +246,15 @@ def test_certificates_that_count_anywhere(code: str, certificate: str, cited: st
         assert decide(tomorrow, WORLD.tenants[1], WORLD.residency, ground).permitted == ()
 
 
+UNKNOWN = (Reason.UNKNOWN_JURISDICTION, "default-deny", "default deny")
+
+
 @pytest.mark.parametrize("code", ["GL", "GG", "IM", "JE", "BR", "HK", "TW", "SJ", "NC"])
 def test_a_place_without_a_rule_file_is_unknown(code: str) -> None:
     for tenant in ("stay", "move", "asks"):
         decision = answer(question(tenant, code, basis="yes-us"))
         assert (decision.status, decision.code) == (451, "residency_denied")
-        assert (decision.reason, decision.law) == (Reason.UNKNOWN_JURISDICTION, "default deny")
+        assert (decision.reason, decision.rule, decision.law) == UNKNOWN
     assert answer(question("move", "DE", code)).permitted == ()
 
 
@@ -271,7 +274,38 @@ def test_the_opt_out_reaches_third_parties_only() -> None:
 
 def test_an_unknown_purpose_is_refused() -> None:
     decision = answer(question("stay", "US", purpose="bulk-sensitive"))
-    assert (decision.status, decision.reason, decision.rule) == (451, Reason.DENY_PURPOSE, "default-deny")
+    assert (decision.status, decision.reason) == (451, Reason.DENY_PURPOSE)
+    assert (decision.rule, decision.law) == ("default-deny", "default deny")
+
+
+def test_bulk_sensitive_data_stay_out_of_countries_of_concern_alone() -> None:
+    decision = answer(question("stay", "US", purpose="bulk_sensitive"))
+    assert [region for region in ALL if region not in decision.permitted] == ["cn"]
+    assert answer(question("stay", "US", purpose="bulk_sensitive", day=date(2025, 4, 7))).permitted == tuple(ALL)
+    assert "cn" not in answer(question("stay", "US", purpose="bulk_sensitive", day=date(2025, 4, 8))).permitted
+
+
+def test_parts_of_countries_with_laws_of_their_own() -> None:
+    """Every part counts, whether or not its country has a law as well; the most local law is cited."""
+    quebec = {
+        "id": "qc",
+        "name": "Law 25",
+        "reviewed": TODAY,
+        "reviewed_until": TODAY,
+        "transfers": "restricted",
+        "members": [{"id": "qc-home", "places": ["CA-QC"], "valid": [TODAY, None], "law": "s.17"}],
+    }
+    montreal = WORLD.regions[0].model_copy(update={"id": "montreal", "country": "CA", "subdivision": "CA-QC"})
+    ground = Ground.lay(LawBook.build([*DOCUMENTS, ("qc.yaml", quebec)]), [*WORLD.regions, montreal])
+
+    def found(*codes: str) -> Decision:
+        return decide(question("stay", *codes), WORLD.tenants[0], WORLD.residency, ground)
+
+    assert (found("CA-QC").permitted, found("CA-QC").law) == (("montreal",), "s.17")
+    assert found("CA-QC", "US-CA").permitted == ("montreal",)
+    assert found("CA-QC", "US-CA").jurisdictions == ("CA-QC", "US-CA")
+    assert (found("CA-ON").status, found("CA").status, found("CA-QC", "CA").status) == (451, 451, 451)
+    assert found("US-CA").law == found("US", "US-CA").law == "CCPA is no transfer rule"
 
 
 @pytest.mark.parametrize(
@@ -409,12 +443,35 @@ def test_the_tenant_comes_after_the_law() -> None:
     assert (unlawful.status, unlawful.reason) == (451, Reason.DENY_REQUESTED_REGION)
 
 
+def test_an_answer_rests_on_the_first_region_that_is_permitted() -> None:
+    decision = answer(question("move", "DE"))
+    assert (decision.reason, decision.rule, decision.law) == by_region(decision)["de"]
+    decision = answer(question("move", "DE", requested="jp"))
+    assert (decision.reason, decision.rule, decision.law) == by_region(decision)["jp"]
+
+
+def test_a_refusal_of_everything_is_the_most_restrictive_one() -> None:
+    decision = answer(question("stay", "SG", "GB", "US", purpose="bulk_sensitive"))
+    assert {one.reason for one in decision.verdicts} == {Reason.DENY_NO_BASIS, Reason.DENY_COUNTRY_OF_CONCERN}
+    assert (decision.reason, decision.law) == (Reason.DENY_COUNTRY_OF_CONCERN, "28 CFR 202.601")
+
+
+def test_a_requested_region_is_to_blame_only_where_another_would_do() -> None:
+    assert answer(question("stay", "DE", requested="us")).reason is Reason.DENY_REQUESTED_REGION
+    assert answer(question("stay", "DE", "GB", requested="us")).reason is Reason.DENY_NO_BASIS
+    barred = answer(question("stay", "US", purpose="bulk_sensitive", requested="cn"))
+    assert barred.reason is Reason.DENY_COUNTRY_OF_CONCERN
+
+
 def test_a_preferred_region_gives_way() -> None:
     assert answer(question("prefer", "DE", requested="ie")).permitted == ("ie",)
     overridden = answer(question("prefer", "DE", requested="us"))
     assert (overridden.permitted, overridden.reason) == (("de", "ie"), Reason.REGION_OVERRIDDEN)
     nothing = answer(question("prefer", "DE", "GB", requested="us"))
     assert (nothing.status, nothing.reason, nothing.permitted) == (451, Reason.DENY_NO_BASIS, ())
+    # Of refusals alike, the one of the region that was asked for: each of the two laws keeps the other's regions out.
+    assert answer(question("prefer", "DE", "GB", requested="de")).law == "UK GDPR 44A"
+    assert answer(question("prefer", "DE", "GB", requested="uk")).law == "GDPR 44"
     tenant = WORLD.tenants[0].model_copy(update={"on_conflict": "prefer", "allow_regions": ("us",)})
     own = decide(question("stay", "DE", requested="us"), tenant, WORLD.residency, GROUND)
     assert (own.status, own.reason) == (403, Reason.DENY_TENANT)
@@ -435,6 +492,8 @@ def test_a_region_that_is_not_configured_is_permitted_nothing() -> None:
     decision = answer(question("stay", "DE", requested="mars"))
     assert (decision.status, decision.permitted) == (451, ())
     assert (decision.reason, decision.rule, decision.law) == NOWHERE
+    assert answer(question("move", "DE", requested="mars")).reason is Reason.DENY_REQUESTED_REGION
+    assert answer(question("stay", "DE", "GB", requested="mars")).reason is Reason.DENY_REQUESTED_REGION
     # Where another may take its place, one does; else the refusal is that of the regions there are.
     overridden = answer(question("prefer", "DE", requested="mars"))
     assert (overridden.permitted, overridden.reason) == (("de", "ie"), Reason.REGION_OVERRIDDEN)
@@ -474,6 +533,9 @@ def test_evidence_is_gathered_from_everything_that_counts() -> None:
     assert Evidence("geoip", "FR") in evidence(people, None, caller)
     assert Evidence("geo_hint", "FR") in evidence(people, None, hinted)
     assert evidence(Tenant(id="t"), None, caller) == ()
+    # A country without a known middle has no place; an address that no table knows has no country.
+    assert evidence(people, None, replace(caller, country="BQ", place=None))[1:] == (Evidence("geoip", "BQ"),)
+    assert evidence(people, None, NOBODY) == (Evidence("tenant", "US-CA"),)
     assert evidence(Tenant(id="t"), None, NOBODY, claim) == (Evidence("claim", "SG"),)
     with pytest.raises(CodeError):
         evidence(servers, "UK", caller)
@@ -481,10 +543,11 @@ def test_evidence_is_gathered_from_everything_that_counts() -> None:
         evidence(servers, None, caller, [Evidence("claim", "Germany")])
 
 
-def test_the_subject_is_who_the_header_names() -> None:
-    signs = (Evidence("geoip", "SG"), Evidence("tenant", "US-CA"), Evidence("header", "DE"))
-    asked = Question(tenant="stay", evidence=signs, day=TODAY)
-    assert answer(asked).subject_country == "DE"
-    assert answer(replace(asked, evidence=signs[:2])).subject_country == "US"
-    assert answer(replace(asked, evidence=signs[:1])).subject_country == "SG"
-    assert answer(asked).jurisdictions == ("DE", "SG", "US-CA")
+def test_the_subject_is_whom_the_most_direct_evidence_names() -> None:
+    """The header, what the caller says besides, the tenant's default, and only then where the caller is."""
+    named = {"geoip": "SG", "geo_hint": "JP", "tenant": "US-CA", "claim": "GB", "header": "DE"}
+    signs = tuple(Evidence(source, code) for source, code in named.items())
+    for end in range(1, len(signs) + 1):
+        decision = answer(Question(tenant="stay", evidence=signs[:end], day=TODAY))
+        assert decision.subject_country == signs[end - 1].code[:2]
+    assert decision.jurisdictions == ("DE", "GB", "JP", "SG", "US-CA")

@@ -1,0 +1,81 @@
+"""Who reads the trail is in the trail: a record of each reading, durable before the answer's body."""
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import Request
+
+from app.access import Principal
+from app.api.access import exchange_of
+from app.audit.log import new_id
+from app.audit.record import event
+from app.audit.writer import Trail
+from app.config import RESERVED_LOG
+from app.errors import AuditUnavailable, GatewayError, Unauthenticated
+from app.types import Scope
+
+
+@dataclass(slots=True)
+class Reading:
+    """One reading while its answer is made: who reads, and what is noted of it."""
+
+    principal: Principal
+    filters: dict[str, Any] = field(default_factory=dict)
+    records: int | None = None
+    """How many the answer shows, where that is known before it leaves."""
+
+
+class Readings:
+    """Notes readings in the gateway's own log."""
+
+    def __init__(self, trail: Trail) -> None:
+        self._trail = trail
+
+    @asynccontextmanager
+    async def noted(self, request: Request, scope: Scope) -> AsyncIterator[Reading]:
+        """Make the answer inside; once outside, the reading is noted, and so is a refusal that was raised inside.
+
+        Raises `Unauthenticated`, `Forbidden`, and `AuditUnavailable` in place of either where nothing can be noted.
+        """
+        principal = exchange_of(request).principal
+        if principal is None:
+            raise Unauthenticated
+        reading = Reading(principal)
+        try:
+            principal.require(scope)
+            yield reading
+        except GatewayError as error:
+            await self._note(request, reading, error.status)
+            raise
+        await self._note(request, reading, HTTPStatus.OK)
+
+    async def _note(self, request: Request, reading: Reading, status: int) -> None:
+        detail = {"path": request.scope["route"].path, "filters": reading.filters, "status": int(status)}
+        if reading.records is not None:
+            detail["records"] = reading.records
+        now = datetime.now(UTC)
+        note = event(
+            kind="read",
+            id=new_id(now),
+            time=now,
+            request_id=exchange_of(request).request_id,
+            tenant=reading.principal.tenant.id,
+            key_id=reading.principal.key_id,
+            outcome=_outcome(status),
+            detail=detail,
+        )
+        try:
+            await self._trail.append(RESERVED_LOG, [note], math.inf)
+        except AuditUnavailable as error:
+            raise AuditUnavailable("reading", retry_after=error.values["retry_after"]) from error
+
+
+def _outcome(status: int) -> str:
+    if status < HTTPStatus.BAD_REQUEST:
+        return "served"
+    return "refused" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "failed"

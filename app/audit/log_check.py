@@ -1,0 +1,207 @@
+"""Verifies one audit log from its file, its public keys and the checkpoints of it that others have kept."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from app.audit import checkpoint
+from app.audit.checkpoint import Checkpoint, NoteError, VerifierKey
+from app.audit.findings import MAX_FINDINGS, Finding, LogReport, Result
+from app.audit.place import Place
+from app.audit.saved import Saved
+from app.audit.scan import Expected, Progress, Scan, are_hashes, missing, other_than
+from app.audit.tree import EMPTY, Growth, LogTree
+from app.stores.base import BUNDLE, Floor, StoreError
+from app.stores.sqlite import SqliteAuditStore
+
+_LOWEST: Final = -(1 << 63)
+_OWN: Final = "the log's newest checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class LogFiles:
+    """One log as it lies in a directory; `label` is its file below the directory verified, without the ending."""
+
+    place: Place
+    label: str
+    keys: tuple[VerifierKey, ...]
+    fault: Finding | None
+    """What is wrong with its keys; there are none then."""
+
+    @classmethod
+    def found(cls, directory: Path, log: str, label: str) -> "LogFiles":
+        """The log in a directory, whose public keys say in which place it stands."""
+        unknown = Place(directory, log, "")
+        try:
+            keys = unknown.verifiers()
+        except StoreError as error:
+            return cls(unknown, label, (), Finding(Result.INCOMPLETE, str(error)))
+        if not keys:
+            missing = f"{unknown.public.name} is missing: nothing that is signed can be verified"
+            return cls(unknown, label, (), Finding(Result.INCOMPLETE, missing))
+        place = Place(directory, log, keys[-1].name.removeprefix("tidegate/").removesuffix(f"/{log}"))
+        if others := {key.name for key in keys} - {place.origin}:
+            foreign = f"{place.public.name} holds a key of {min(others)}"
+            return cls(unknown, label, (), Finding(Result.TAMPERED, foreign))
+        return cls(place, label, tuple(keys), None)
+
+    def opened(self, note: object, origin: str) -> Checkpoint:
+        """The checkpoint in a note that one of the log's keys has signed; raises NoteError for any other.
+
+        Without keys it is taken unsigned: what contradicts it is wrong all the same, and the lack of keys is told.
+        """
+        if not isinstance(note, str):
+            raise NoteError("it is no text")
+        text = checkpoint.opened(note, self.keys) if self.keys else note.rpartition("\n\n")[0] + "\n"
+        found = Checkpoint.parse(text)
+        if self.keys and found.origin != origin:
+            raise NoteError(f"it is one of {found.origin}")
+        return found
+
+
+def verify_log(files: LogFiles, saved: Sequence[Saved], progress: Progress, *, live: bool) -> LogReport:
+    """Verify one log in one read snapshot, and against saved checkpoints of it; `live` while its writer is at work."""
+    return _Check(files, saved, live=live).report(progress)
+
+
+class _Check:
+    def __init__(self, files: LogFiles, saved: Sequence[Saved], *, live: bool) -> None:
+        self._files = files
+        self._live = live
+        self._findings: list[Finding] = [files.fault] if files.fault else []
+        self._untold = 0
+        self._remarks: list[str] = []
+        self._saved = list(self._admitted(saved))
+        self._head: Checkpoint | None = None
+        self._floor = 0
+        self._last = 0
+        self._scan: Scan | None = None
+
+    def report(self, progress: Progress) -> LogReport:
+        file = self._files.place.file
+        try:
+            with closing(SqliteAuditStore(file, readonly=True)) as store, store.snapshot():
+                self._verify(store, progress)
+        except StoreError as error:
+            self._unreadable(error)
+        scan = self._scan
+        return LogReport(
+            log=self._files.label,
+            records=scan.records if scan else 0,
+            first=self._floor + 1,
+            last=self._last,
+            checkpoint=self._head.size if self._head else None,
+            open_decisions=len(scan.open_decisions) if scan else 0,
+            findings=tuple(self._findings),
+            untold=self._untold,
+            remarks=tuple(self._remarks),
+        )
+
+    def _verify(self, store: SqliteAuditStore, progress: Progress) -> None:
+        try:
+            self._last = store.last_seq()
+            floor = store.floor()
+            head = store.head()
+        except (TypeError, ValueError) as error:
+            raise StoreError(f"its tables hold other values than they should: {error}") from error
+        tree = self._retained(store, floor)
+        expected = [Expected(each.checkpoint.size, each.checkpoint.root, each.source) for each in self._saved]
+        if head is not None and (signed := self._newest(head)):
+            self._head = signed
+            expected.append(Expected(signed.size, signed.root, _OWN))
+        if tree is not None:
+            self._compare_deleted(store, [each for each in expected if each.size <= self._floor])
+        log, begin = self._files.place.log, self._floor + 1
+        scan = self._scan = Scan(log, store, tree, begin=begin, expected=expected, found=self._found)
+        scan.run(self._last, progress)
+        self._compare_ends(store, expected)
+
+    def _admitted(self, saved: Iterable[Saved]) -> Iterator[Saved]:
+        """Those of the saved checkpoints that are signed; they say what the log has to hold."""
+        for each in saved:
+            try:
+                self._files.opened(each.note, self._files.place.origin)
+            except NoteError as error:
+                self._found(Result.TAMPERED, f"{each.source} is not signed by a key of this log: {error}")
+            else:
+                yield each
+
+    def _newest(self, note: object) -> Checkpoint | None:
+        try:
+            return self._files.opened(note, self._files.place.origin)
+        except NoteError as error:
+            self._found(Result.TAMPERED, f"{_OWN} is altered: {error}")
+            return None
+
+    def _retained(self, store: SqliteAuditStore, floor: Floor | None) -> Growth | None:
+        """The tree of the records that retention has deleted, as it was signed; None where that cannot be told."""
+        if floor is not None and type(floor.seq) is int and floor.seq > 0:
+            self._floor = floor.seq
+            self._remarks.append(f"retention has deleted the records up to {floor.seq}")
+        for row in store.rows(_LOWEST, self._floor):
+            self._found(Result.TAMPERED, "lies where the log has no records", row.seq)
+            break
+        if floor is None:
+            return Growth(EMPTY, EMPTY)
+        complete, rest = divmod(self._floor, BUNDLE)
+        roots = store.bundle_roots(0, complete)
+        try:
+            signed = self._files.opened(floor.note, self._files.place.floor_origin)
+        except NoteError as error:
+            self._found(Result.TAMPERED, f"the floor under which records were deleted is altered: {error}")
+            return None
+        if not (are_hashes(roots, complete) and are_hashes(floor.leaves, rest)):
+            self._found(Result.TAMPERED, "the hashes that deleted records leave behind are not all there")
+            return None
+        tree = Growth(EMPTY.appended(roots), EMPTY.appended(floor.leaves))
+        if (signed.size, signed.root) != (floor.seq, tree.root()):
+            self._found(Result.TAMPERED, "the hashes that deleted records leave behind are not those that were signed")
+            return None
+        return tree
+
+    def _compare_deleted(self, store: SqliteAuditStore, expected: Iterable[Expected]) -> None:
+        """Checkpoints of nothing but deleted records: their roots may still follow from the hashes that are left."""
+        for each in expected:
+            try:
+                root = LogTree(store).growth(each.size).root()
+            except StoreError:
+                self._remarks.append(f"{each.source} covers {each.size} records, too few to recompute since then")
+                continue
+            if root != each.root:
+                self._found(Result.TAMPERED, other_than(each.size, f"that {each.source} covers"), 1)
+
+    def _compare_ends(self, store: SqliteAuditStore, expected: Iterable[Expected]) -> None:
+        """Whether the log holds all that is signed, and everything that it holds is."""
+        last, head = self._last, self._head.size if self._head else 0
+        most = max(expected, key=lambda one: one.size, default=None)
+        if most and most.size > last:
+            self._found(Result.TAMPERED, f"{missing(last + 1, most.size)}, though {most.source} covers it", last + 1)
+        if store.bundle_roots(last // BUNDLE, 1):
+            self._found(Result.TAMPERED, "is missing: the root of its bundle is there", last + 1)
+        for one in self._saved:
+            if one.checkpoint.size > head:
+                own = f"{_OWN} covers {head} records" if self._head else "the log has no checkpoint"
+                what = f"{own}, though {one.source} covers {one.checkpoint.size}: checkpoints have been removed"
+                self._found(Result.TAMPERED, what)
+        if max(head, self._floor) < last and self._live:
+            self._remarks.append(f"the records after {head} are newer than the newest checkpoint")
+        elif max(head, self._floor) < last:
+            self._found(Result.INCOMPLETE, f"not covered by a checkpoint yet, nor any up to {last}", head + 1)
+
+    def _unreadable(self, error: StoreError) -> None:
+        seq = self._scan.next if self._scan else self._floor + 1
+        why = error if self._files.place.file.exists() else "the file is gone"
+        for each in self._saved:
+            if each.checkpoint.size >= seq:
+                covers = f"though {each.source} covers {each.checkpoint.size} records"
+                self._found(Result.TAMPERED, f"cannot be read, nor any after it, {covers}: {why}", seq)
+                return
+        self._found(Result.INCOMPLETE, f"cannot be read, nor any after it: {why}", seq)
+
+    def _found(self, result: Result, what: str, seq: int | None = None, record_id: Any = None) -> None:
+        if len(self._findings) < MAX_FINDINGS:
+            self._findings.append(Finding(result, what, seq, record_id))
+        else:
+            self._untold += 1

@@ -1,0 +1,237 @@
+"""A data subject's rights and an officer's duties over all logs of a trail: erasure, access, legal holds.
+
+One change at a time: whether a hold stands in the way is looked up in every log before anything is erased in one. What
+breaks off in the middle is finished by doing it again.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar
+
+import orjson
+
+from app.audit import record
+from app.audit.disclosure import Disclosure
+from app.audit.ledger import Held
+from app.audit.log import new_id
+from app.audit.person import People, Person, Trace
+from app.audit.officer import Actor, Erasure, PlacedHold, event, hold_event
+from app.audit.place import log_file
+from app.audit.record import Record
+from app.audit.writer import Trail
+from app.config import RESERVED_LOG, AuditSettings, Settings
+from app.errors import AuditUnavailable, Forbidden, InvalidRequest, NotFound
+from app.stores.base import AuditQuery, Hold, StoreError
+from app.stores.sqlite import SqliteAuditStore
+
+_PATIENCE: Final = 30.0
+"""Seconds at most that the record of a reading may take to become durable; the commit deadline is the nearer bound."""
+_RETRY_AFTER: Final = timedelta(seconds=1)
+_Result = TypeVar("_Result")
+
+
+class Rights:
+    """Exercises rights on a trail that is open for writing in this process.
+
+    `settings` say who the tenants and the recipients are and how long records are kept; None where no configuration
+    is known. Raises `AuditUnavailable` where a log can be neither read nor written.
+    """
+
+    def __init__(self, trail: Trail, audit: AuditSettings, settings: Settings | None) -> None:
+        self._trail = trail
+        self._audit = audit
+        self._regions = settings.regions if settings else ()
+        self._tenants = [tenant.id for tenant in settings.tenants] if settings else []
+        self._retention = settings.audit.retention if settings else None
+        self._people = People(audit, trail.logs, self._tenants)
+        self._changing = asyncio.Lock()
+
+    async def erase(self, subject_id: str, tenant: str | None, by: Actor, *, dry_run: bool = False) -> Erasure:
+        """Forget a person in every log that knows them; a dry run tells what would be erased.
+
+        Raises `Forbidden`, with nothing erased, where a legal hold keeps any of the records, `InvalidRequest` where
+        several tenants have such a person and none is named, or the one named is not known.
+        """
+        by = by.silent_about(subject_id)
+        async with self._changing:
+            person = await self._find(subject_id, tenant)
+            if person.holds:
+                raise _held(person.holds)
+            if dry_run:
+                return Erasure(person.tenant, tuple((trace.log, trace.records, None) for trace in person.traces))
+            erased = [await self._erase(trace, person.tenant, by) for trace in person.traces]
+        return Erasure(person.tenant, tuple(erased))
+
+    async def access(self, subject_id: str, tenant: str | None, by: Actor) -> AsyncIterator[bytes]:
+        """Everything about one person as NDJSON, in parts of many lines: a summary first, then the records, by log.
+
+        That it was read is durable before any of it is returned.
+
+        Raises `InvalidRequest` as `erase` does.
+        """
+        person = await self._find(subject_id, tenant)
+        disclosed, logs = await _reading(self._disclosed, person)
+        asked = ["subject"] if tenant is None else ["subject", "tenant"]
+        detail = {"filters": asked, "records": disclosed["records"], "logs": [each["log"] for each in logs]}
+        reading = event("read", "access", detail, by.silent_about(subject_id))
+        with _changes():
+            await self._trail.append(RESERVED_LOG, [reading], _PATIENCE)
+        summary = {
+            "kind": "access",
+            "time": reading["time"],
+            "tenant": person.tenant,
+            "known": bool(person.traces),
+            "retention_s": self._retention,
+            "logs": logs,
+            **disclosed,
+        }
+        return self._parts(summary, person)
+
+    async def hold(
+        self,
+        note: str,
+        by: Actor,
+        *,
+        tenant: str | None = None,
+        subject_id: str | None = None,
+        since: str | None = None,
+        until: str | None = None,
+    ) -> PlacedHold:
+        """Place a legal hold in every log; one on a person only in those that know them.
+
+        So no log comes to hold a pseudonym whose person's data never entered it. Raises `InvalidRequest` as `erase`
+        does, and `NotFound` for a person whom no log knows: such a hold would keep nothing.
+        """
+        async with self._changing:
+            logs: list[tuple[str, str | None]] = [(log, None) for log in self._trail.logs]
+            if subject_id is not None:
+                person = await self._find(subject_id, tenant)
+                if not person.traces:
+                    raise NotFound("person")
+                tenant = person.tenant
+                logs = [(trace.log, trace.subject) for trace in person.traces]
+            elif tenant is not None:
+                await self._check_tenant(tenant)
+            now = datetime.now(UTC)
+            hold = Hold(new_id(now), record.timestamp(now), note, tenant, None, since, until)
+            for log, subject in logs:
+                placed = hold_event(hold, "placed", by.silent_about(subject_id), subject)
+                with _changes():
+                    await self._trail.hold(log, replace(hold, subject=subject), placed)
+        return PlacedHold(hold, tuple(logs))
+
+    async def holds(self) -> list[PlacedHold]:
+        """The legal holds in force, the oldest first."""
+        found: dict[str, PlacedHold] = {}
+        for log, hold in await _reading(self._holds):
+            known = found.get(hold.id) or PlacedHold(replace(hold, subject=None), ())
+            found[hold.id] = replace(known, logs=(*known.logs, (log, hold.subject)))
+        return sorted(found.values(), key=lambda each: (each.hold.placed, each.hold.id))
+
+    async def release(self, hold_id: str, by: Actor) -> PlacedHold:
+        """End a legal hold in every log that has it; raises `NotFound` where none has."""
+        async with self._changing:
+            found = next((each for each in await self.holds() if each.hold.id == hold_id), None)
+            if found is None:
+                raise NotFound("hold", hold=hold_id)
+            for log, subject in found.logs:
+                with _changes():
+                    await self._trail.release(log, hold_id, hold_event(found.hold, "released", by, subject))
+        return found
+
+    async def _erase(self, trace: Trace, tenant: str | None, by: Actor) -> tuple[str, int, str | None]:
+        erased = event("erasure", "erased", {"tenant": tenant}, by)
+        with _changes():
+            try:
+                records = await self._trail.erase(trace.log, trace.subject, erased)
+            except Held as error:
+                raise _held(error.holds) from error
+        return trace.log, records, erased["id"]
+
+    async def _find(self, subject_id: str, tenant: str | None) -> Person:
+        person = await _reading(self._people.find, subject_id, tenant)
+        if tenant is not None and not person.traces:
+            await self._check_tenant(tenant)
+        return person
+
+    async def _check_tenant(self, tenant: str) -> None:
+        """Refuse a tenant who neither is configured nor has left a record: an error of writing, most likely."""
+        if tenant not in self._tenants and not await _reading(self._recorded, tenant):
+            raise InvalidRequest("field_value", param="tenant", expected=self._tenants)
+
+    def _recorded(self, tenant: str) -> bool:
+        for log in self._trail.logs:
+            with closing(self._store(log)) as store:
+                if store.page(AuditQuery(store.last_seq(), 1, equal={"tenant": tenant})):
+                    return True
+        return False
+
+    def _holds(self) -> list[tuple[str, Hold]]:
+        found: list[tuple[str, Hold]] = []
+        for log in self._trail.logs:
+            with closing(self._store(log)) as store:
+                found += [(log, hold) for hold in store.holds()]
+        return found
+
+    def _disclosed(self, person: Person) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """The summary of a person's records, and where they lie."""
+        disclosure = Disclosure(self._regions)
+        logs = []
+        for trace in person.traces:
+            times: list[str] = []
+            count = 0
+            for part in self._people.records(trace):
+                for each in part:
+                    disclosure.take(each)
+                times += [part[0]["time"], part[-1]["time"]]
+                count += len(part)
+            span = {"oldest": min(times, default=None), "newest": max(times, default=None)}
+            logs.append({"log": trace.log, "records": count, **span, "holds": list(trace.holds)})
+        return disclosure.as_json(), logs
+
+    async def _parts(self, summary: dict[str, Any], person: Person) -> AsyncIterator[bytes]:
+        """The summary and the records; breaks off where there are no longer as many as the summary says."""
+        yield _lines([summary])
+        count = 0
+        for trace in person.traces:
+            parts = self._people.records(trace)
+            while part := await _reading(_next, parts):
+                count += len(part)
+                yield _lines(part)
+        if count != summary["records"]:
+            raise AuditUnavailable("read", retry_after=_RETRY_AFTER)
+
+    def _store(self, log: str) -> SqliteAuditStore:
+        path = log_file(self._audit.path, log)
+        return SqliteAuditStore(path, readonly=True, patience=self._audit.commit_deadline)
+
+
+def _held(holds: Sequence[str]) -> Forbidden:
+    return Forbidden("held", holds=list(holds), extra={"holds": list(holds)})
+
+
+def _lines(objects: Sequence[dict[str, Any]]) -> bytes:
+    return b"".join(orjson.dumps(each, option=orjson.OPT_APPEND_NEWLINE) for each in objects)
+
+
+def _next(parts: Iterator[list[Record]]) -> list[Record]:
+    return next(parts, [])
+
+
+async def _reading(work: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Read files off the event loop."""
+    try:
+        return await asyncio.to_thread(work, *arguments)
+    except (StoreError, orjson.JSONDecodeError) as error:
+        raise AuditUnavailable("read", retry_after=_RETRY_AFTER) from error
+
+
+@contextmanager
+def _changes() -> Iterator[None]:
+    try:
+        yield
+    except AuditUnavailable as error:
+        raise AuditUnavailable("change", retry_after=_RETRY_AFTER) from error

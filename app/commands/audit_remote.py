@@ -1,0 +1,69 @@
+"""What the commands of `tidegate audit` ask of a running gateway with `--url`."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import click
+import httpx
+import orjson
+
+_PATIENCE = 600.0
+"""Seconds to wait for the next byte of an answer: a full check of a large trail takes minutes."""
+
+
+class Unanswered(click.ClickException):
+    """The gateway could not be reached, or refused; the message says which and why."""
+
+
+class Remote:
+    """A gateway's API, asked with a key; a context. Every method may raise `Unanswered`."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self._url = url.rstrip("/")
+        timeout = httpx.Timeout(10.0, read=_PATIENCE)
+        self._client = httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def get(self, path: str, parameters: Mapping[str, str] | None = None) -> Any:
+        """The JSON at a path."""
+        with self._answer(path, parameters) as response:
+            try:
+                return orjson.loads(response.read())
+            except orjson.JSONDecodeError as error:
+                raise Unanswered(f"{self._url}{path} answered something else than JSON") from error
+
+    def lines(self, path: str, parameters: Mapping[str, str]) -> Iterator[bytes]:
+        """The lines of an answer as they come, each with its newline."""
+        with self._answer(path, parameters) as response:
+            rest = b""
+            for part in response.iter_bytes():
+                *lines, rest = (rest + part).split(b"\n")
+                yield from (line + b"\n" for line in lines)
+            if rest:
+                yield rest
+
+    @contextmanager
+    def _answer(self, path: str, parameters: Mapping[str, str] | None) -> Iterator[httpx.Response]:
+        try:
+            with self._client.stream("GET", self._url + path, params=parameters) as response:
+                if response.is_success:
+                    yield response
+                else:
+                    response.read()
+                    raise Unanswered(f"{self._url}{path} answered {response.status_code}: {_told(response)}")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Unanswered(f"{self._url} cannot be asked: {error or type(error).__name__}") from error
+
+
+def _told(response: httpx.Response) -> str:
+    """What a refusal says of itself."""
+    try:
+        return str(orjson.loads(response.content)["detail"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return response.reason_phrase

@@ -1,0 +1,105 @@
+"""A SQLite file of a store: durable at every commit, its owner's alone, never written once it has lost its name."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from app.stores.base import StoreError
+
+
+class Database:
+    """A connection to the file at `path`, called `what` in errors, which must be there.
+
+    Blocking, and used by one thread at a time. `readonly` changes nothing; `patience` is how many seconds to wait for
+    another process's lock. Raises `StoreError`, as does everything inside `named`.
+    """
+
+    def __init__(self, what: str, path: Path, *, readonly: bool, patience: float) -> None:
+        self._what = what
+        self._path = path
+        self._readonly = readonly
+        with self.named():
+            self.connection = sqlite3.connect(
+                f"{path.absolute().as_uri()}?mode={'ro' if readonly else 'rw'}",
+                uri=True,
+                timeout=patience,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+        try:
+            with self.named():
+                self._prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def version(self) -> int:
+        """The schema's version that the file says it has; 0 where it has none yet."""
+        (version,) = self.connection.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
+    def watch(self) -> None:
+        """From now on refuse to write once the file or its write-ahead log no longer bears its name."""
+        self.connection.execute("SELECT 1 FROM sqlite_schema").fetchone()  # the first read opens the write-ahead log
+        self._files = self._identities()
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """One durable commit. What lands in files without their names would be gone at the next start."""
+        if self._files != self._identities():
+            raise self.error("the file has been replaced")
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self.connection
+            self.connection.execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):  # some errors have rolled back already
+                self.connection.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Everything read inside is of one moment."""
+        self.connection.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with suppress(sqlite3.Error):
+                self.connection.execute("ROLLBACK")
+
+    def truncate(self) -> bool:
+        """Empty the write-ahead log, which holds pages as they were; False where a reader is in the way."""
+        (busy, _, _) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        return not busy
+
+    @contextmanager
+    def named(self) -> Iterator[None]:
+        """Errors of the file inside become `StoreError`s that name it."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise self.error(str(error)) from error
+
+    def error(self, what: str) -> StoreError:
+        return StoreError(f"{self._what} {self._path}: {what}")
+
+    def close(self) -> None:
+        """Let go of the file; idempotent and silent."""
+        with suppress(sqlite3.Error):
+            self.connection.close()
+
+    def _prepare(self) -> None:
+        if self._readonly:
+            return
+        self.connection.execute("PRAGMA journal_mode = WAL")
+        self.connection.execute("PRAGMA synchronous = FULL")  # in WAL mode: every commit waits for its fsync
+        self.connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only unlinked
+        self._files = self._identities()
+
+    def _identities(self) -> tuple[tuple[int, int], ...]:
+        if self._readonly:
+            return ()
+        files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
+        return tuple((each.stat().st_dev, each.stat().st_ino) for each in files if each.exists())
