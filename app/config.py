@@ -29,6 +29,8 @@ _KEY_HASH = re.compile(r"^sha256:[0-9a-f]{64}$")
 _ID = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")
 _URL = re.compile(r"^https?://[^/\s?#@]+(?:/[^\s?#]*)?$")
 RESERVED_LOG = "gateway"
+WITNESS = "witness"
+"""What belongs to the witness of others' audit logs goes under this name, which no log may have."""
 
 
 def environment() -> dict[str, str]:
@@ -78,6 +80,8 @@ def _key_hash(value: str) -> str:
 def _region_id(value: str) -> str:
     if value == RESERVED_LOG:
         raise ValueError(f"{RESERVED_LOG!r} is the name of the gateway's own audit log; choose another id")
+    if value == WITNESS:
+        raise ValueError(f"{WITNESS!r} is the name under which other gateways' audit logs are kept; choose another id")
     return _identifier(value)
 
 
@@ -308,6 +312,8 @@ class AuditSettings(Section):
     """Directory of the private keys; None takes `keys` beside `path`. A copy of `path` must not carry them."""
     retention: Duration = 365 * 86400.0
     commit_deadline: Duration = 1.0
+    witness: Duration | None = 10.0
+    """Seconds between looks at the checkpoints of the gateways in `gateway.public_urls`; None looks at none."""
 
     @field_validator("path", "keys")
     @classmethod

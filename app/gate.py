@@ -23,8 +23,12 @@ from app.types import Head, Wire
 
 INFERENCE = re.compile(r"^/v1/(embeddings|chat/completions|completions)$|^/v2/models/[^/]+(/versions/[^/]+)?/infer$")
 _OPENAI = re.compile(r"^/v1/(embeddings|chat/|completions|models)")
-_ENDPOINT = re.compile(r"^/v1/(embeddings|chat/completions|completions|models|regions|route/explain|audit/logs)")
-_GUARDED = re.compile(r"^/v1/|^/v2/models/")
+_ENDPOINT = re.compile(
+    r"^/v1/(embeddings|chat/completions|completions|models|regions|route/explain"
+    r"|audit/(?:logs|export|records|checkpoint|verify))"
+)
+_GUARDED = re.compile(r"^/v1/(?!audit/checkpoint$)|^/v2/models/")
+"""Paths that need a key. A log's checkpoints do not: its root is what it publishes, and other gateways read it."""
 
 BODY_IDLE = 10.0
 """Seconds without a byte of an announced body after which the client is told 408."""

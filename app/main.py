@@ -19,12 +19,15 @@ from starlette.types import ASGIApp
 
 from app.access import KeyRing
 from app.activity import Activity
-from app.api import audit, health, kserve, openai, routes
+from app.api import audit, audit_rights, health, kserve, openai, routes
 from app.api.access import exchange_of
+from app.audit.auditor import Auditor
 from app.audit.keys import FileKeys
 from app.audit.place import EDGE
 from app.audit.pseudonym import Pseudonyms
 from app.audit.reader import Reader
+from app.audit.rights import Rights
+from app.audit.witness import Witness
 from app.audit.writer import Trail, TrailError
 from app.caller import Geo
 from app.config import RESERVED_LOG, Settings
@@ -104,7 +107,7 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
         except TrailError as error:
             activity.failure = str(error)
             raise
-        probing = asyncio.create_task(prober.run(), name="prober")
+        working = asyncio.gather(prober.run(), Witness(settings, logs, metrics).run(), return_exceptions=True)
         loop = asyncio.get_running_loop()
         prompts: set[asyncio.Task[None]] = set()
         with contextlib.suppress(ValueError, RuntimeError):  # only the main thread of a process gets signals
@@ -113,8 +116,8 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
         try:
             yield
         finally:
-            probing.cancel()
-            await asyncio.gather(probing, *prompts, return_exceptions=True)
+            working.cancel()
+            await asyncio.gather(working, *prompts, return_exceptions=True)
             await client.aclose()
             await prober.aclose()
             await trail.close()
@@ -132,11 +135,12 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
         redirect_slashes=False,  # it would build the address from the caller's Host, and repeat the body there
     )
     depth = _DEPTH[settings.gateway.security]
-    app.state.gateway_reader = Reader(settings.audit, logs, [tenant.id for tenant in settings.tenants])
+    reader = Reader(settings.audit, logs, [tenant.id for tenant in settings.tenants])
     app.include_router(openai.routes(gateway, views, depth, sampled=settings.cache.sampled))
     app.include_router(kserve.routes(gateway, views, VERSION, depth))
     app.include_router(routes.routes(views))
-    app.include_router(audit.router)
+    app.include_router(audit.routes(reader, Auditor(settings.audit, reader, trail), trail))
+    app.include_router(audit_rights.routes(Rights(trail, settings.audit, settings)))
     app.include_router(health.routes(views, metrics))
     _handle_errors(app, gateway, failures)
     return Gate(

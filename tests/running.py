@@ -73,7 +73,7 @@ class Running:
         return await self.client.post("/v1/embeddings", json={"model": model, "input": text}, headers=named)
 
     async def records(self, **filters: str) -> list[dict[str, Any]]:
-        """Every audit record that matches, by as many pages as it takes."""
+        """Every audit record that matches but those of readings as this one, by as many pages as it takes."""
         found: list[dict[str, Any]] = []
         cursor: str | None = None
         for _ in range(100):
@@ -81,7 +81,7 @@ class Running:
                 "/v1/audit/logs", params={"limit": "1000", **filters, **({"cursor": cursor} if cursor else {})}
             )
             page.raise_for_status()
-            found += page.json()["records"]
+            found += [record for record in page.json()["records"] if record["kind"] != "read"]
             cursor = page.json()["cursor"]
             if cursor is None:
                 return found

@@ -36,10 +36,10 @@ FILTERS = {
 """Fields of `Filters` by the parameters' names."""
 PAGING = ("limit", "cursor")
 _PERSONAL = ("subject", "request_id")
-"""Filters whose values lead to a person: the trail notes that they were set, and an erasure has nothing to look for."""
+"""Filters whose values lead to a person."""
 
 
-def described(names: Collection[str]) -> dict[str, Any]:
+def described(names: Collection[str], *, required: Collection[str] = ()) -> dict[str, Any]:
     """These parameters for the API's description: they are read by hand, so that an unknown one is an error."""
     kinds: dict[str, dict[str, Any]] = {
         "from": {"type": "string", "format": "date-time"},
@@ -47,7 +47,13 @@ def described(names: Collection[str]) -> dict[str, Any]:
         "limit": {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
         "old": {"type": "integer", "minimum": 0},
     }
-    return {"parameters": [{"name": name, "in": "query", "schema": kinds.get(name, {"type": "string"})} for name in names]}
+    text = {"type": "string"}
+    return {
+        "parameters": [
+            {"name": name, "in": "query", "required": name in required, "schema": kinds.get(name, text)}
+            for name in names
+        ]
+    }
 
 
 def parameters(request: Request, known: Collection[str]) -> dict[str, str]:
@@ -68,7 +74,7 @@ def filters(given: Mapping[str, str], principal: Principal, logs: Sequence[str])
     Raises `Forbidden`, and `InvalidRequest` for values that no record can have: an empty page in answer to a typo would
     read as "there was nothing".
     """
-    values: dict[str, Any] = {FILTERS[name]: value for name, value in given.items()}
+    values: dict[str, Any] = {FILTERS[name]: value for name, value in given.items() if name in FILTERS}
     known = {
         "region": [log for log in logs if log != RESERVED_LOG],
         "outcome": sorted({*get_args(DecisionOutcome), *get_args(CompletionOutcome)}),
@@ -91,9 +97,14 @@ def filters(given: Mapping[str, str], principal: Principal, logs: Sequence[str])
 
 
 def noted(asked: Filters) -> dict[str, Any]:
-    """The filters as the trail remembers them."""
+    """The filters as the trail remembers them: of those that lead to a person, only that they were set."""
     values = {name: getattr(asked, field) for name, field in FILTERS.items()}
     return {name: name in _PERSONAL or value for name, value in values.items() if value is not None}
+
+
+def persons(asked: Filters) -> list[str]:
+    """The values that `noted` leaves out."""
+    return [value for name in _PERSONAL if (value := getattr(asked, name)) is not None]
 
 
 def own_tenant(principal: Principal) -> str | None:

@@ -1,10 +1,9 @@
 """Who reads the trail is in the trail: a record of each reading, durable before the answer's body."""
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import Any
 
@@ -12,8 +11,7 @@ from fastapi import Request
 
 from app.access import Principal
 from app.api.access import exchange_of
-from app.audit.log import new_id
-from app.audit.record import event
+from app.audit.officer import Actor, event
 from app.audit.writer import Trail
 from app.config import RESERVED_LOG
 from app.errors import AuditUnavailable, GatewayError, Unauthenticated
@@ -25,7 +23,9 @@ class Reading:
     """One reading while its answer is made: who reads, and what is noted of it."""
 
     principal: Principal
-    filters: dict[str, Any] = field(default_factory=dict)
+    filters: Mapping[str, Any] = field(default_factory=dict)
+    persons: Collection[str] = ()
+    """What in the question leads to a person: an erasure could not take it out of the note again."""
     records: int | None = None
     """How many the answer shows, where that is known before it leaves."""
 
@@ -55,22 +55,14 @@ class Readings:
         await self._note(request, reading, HTTPStatus.OK)
 
     async def _note(self, request: Request, reading: Reading, status: int) -> None:
+        by = Actor(reading.principal.tenant.id, reading.principal.key_id, exchange_of(request).request_id)
+        for each in reading.persons:
+            by = by.silent_about(each)
         detail = {"path": request.scope["route"].path, "filters": reading.filters, "status": int(status)}
         if reading.records is not None:
             detail["records"] = reading.records
-        now = datetime.now(UTC)
-        note = event(
-            kind="read",
-            id=new_id(now),
-            time=now,
-            request_id=exchange_of(request).request_id,
-            tenant=reading.principal.tenant.id,
-            key_id=reading.principal.key_id,
-            outcome=_outcome(status),
-            detail=detail,
-        )
         try:
-            await self._trail.append(RESERVED_LOG, [note], math.inf)
+            await self._trail.append(RESERVED_LOG, [event("read", _outcome(status), detail, by)], math.inf)
         except AuditUnavailable as error:
             raise AuditUnavailable("reading", retry_after=error.values["retry_after"]) from error
 

@@ -2,18 +2,19 @@
 
 import asyncio
 import threading
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Self, TypeVar
 
-from app.audit.checkpoint import Checkpoint, NoteError
+from app.audit.checkpoint import Checkpoint, NoteError, VerifierKey
 from app.audit.export import Source, export
 from app.audit.findings import Report
 from app.audit.growth import Growth, Heads
 from app.audit.keys import FileKeys
-from app.audit.place import log_file
+from app.audit.place import Place, log_file
 from app.audit.proof import Proof, ProofError, prove
 from app.audit.reader import Filters, Reader
 from app.audit.record import Record
@@ -32,6 +33,14 @@ _EXPORTS = 4
 _PART = 64 << 10
 """Bytes of an export that are made at a time."""
 _CHECK_LIMIT = timedelta(minutes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A proof, and the public keys of its log, one a line, the newest last."""
+
+    proof: Proof
+    keys: str
 
 
 class Auditor:
@@ -56,9 +65,13 @@ class Auditor:
         """The newest checkpoint, and that it extends the tree of `old` records. Raises `OutOfReach`, `Overloaded`."""
         return await self._for_a_stranger(partial(self._heads.growth, log, old))
 
+    async def verifiers(self, log: str) -> Sequence[VerifierKey]:
+        """The keys that a log's checkpoints are verified with, the newest last. Raises `Overloaded`."""
+        return await self._for_a_stranger(partial(self._heads.verifiers, log))
+
     async def _for_a_stranger(self, work: Callable[[], _T]) -> _T:
         if self._strangers >= _STRANGERS:
-            raise Overloaded(retry_after=_RETRY_AFTER)
+            raise Overloaded("audit", retry_after=_RETRY_AFTER)
         self._strangers += 1
         try:
             async with self._strangers_turn:
@@ -68,17 +81,19 @@ class Auditor:
         finally:
             self._strangers -= 1
 
-    async def proof(self, record: Record) -> Proof:
+    async def proof(self, record: Record) -> "Shown":
         """That a record of the trail is in a tree that a checkpoint signs. Raises `NotFound` where it no longer is."""
         await self._trail.checkpoint(record["log"])
         return await self._reader.aside(self._prove, record)
 
-    def _prove(self, record: Record) -> Proof:
-        with closing(self._reader.opened(record["log"])) as store, store.snapshot():
+    def _prove(self, record: Record) -> "Shown":
+        log = record["log"]
+        keys = Place(self._directory, log, "").verifiers()
+        with closing(self._reader.opened(log)) as store, store.snapshot():
             if store.get(record["seq"]) is None:
                 raise NotFound("expired", id=record["id"])
             try:
-                return prove(store, record)
+                return Shown(prove(store, record), "".join(f"{key.line()}\n" for key in keys))
             except ProofError as error:
                 raise StoreError(str(error)) from error
 
@@ -88,17 +103,18 @@ class Auditor:
         Whoever gets the parts closes them. Raises `Overloaded`, `AuditUnavailable`.
         """
         if self._exports >= _EXPORTS:
-            raise Overloaded(retry_after=_RETRY_AFTER)
+            raise Overloaded("audit", retry_after=_RETRY_AFTER)
         self._exports += 1
-        try:
+        with ExitStack() as held:
+            held.callback(self._exported)
             for log in self._reader.logs:
                 await self._trail.checkpoint(log)
             sources = [Source(log, log, log_file(self._directory, log), self._keys) for log in self._reader.logs]
             subjects = await self._reader.aside(self._reader.subjects, filters)
-        except BaseException:
-            self._exports -= 1
-            raise
-        return Parts(export(sources, filters, subjects, covered=True), self._reader, self._exported)
+            parts = Parts(export(sources, filters, subjects, covered=True), self._reader, self._exported)
+            held.pop_all()
+        await parts.begin()
+        return parts
 
     def _exported(self) -> None:
         self._exports -= 1
@@ -106,7 +122,7 @@ class Auditor:
     async def verify(self) -> Report:
         """A full check of every log, one check at a time. Raises `Overloaded`, `DeadlineExceeded`."""
         if self._checking:
-            raise Overloaded(retry_after=_RETRY_AFTER)
+            raise Overloaded("audit", retry_after=_RETRY_AFTER)
         self._checking = True
         left = threading.Event()
         loop = asyncio.get_running_loop()
@@ -151,13 +167,22 @@ class Parts:
         self._reader = reader
         self._closed: Callable[[], None] | None = closed
         self._lock = threading.Lock()
+        self._first: bytes | None = None
+
+    async def begin(self) -> None:
+        """Make the first part now, so that what is wrong with a log from the start is said in place of an answer."""
+        try:
+            self._first = await anext(self)
+        except BaseException:
+            self.close()
+            raise
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
         """Raises `AuditUnavailable` where a log cannot be read any further."""
-        part = await self._reader.aside(self._next)
+        part, self._first = self._first or await self._reader.aside(self._next), None
         if not part:
             raise StopAsyncIteration
         return part

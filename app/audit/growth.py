@@ -8,9 +8,9 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from app.audit.checkpoint import Checkpoint, NoteError
+from app.audit.checkpoint import Checkpoint, NoteError, VerifierKey
 from app.audit.merkle import consistency_proof, node_hash
-from app.audit.place import log_file
+from app.audit.place import Place, log_file
 from app.audit.tree import LogTree
 from app.stores.base import BUNDLE, Floor, StoreError
 from app.stores.sqlite import SqliteAuditStore
@@ -55,6 +55,10 @@ class Heads:
         """The newest checkpoint of a log."""
         with closing(self._opened(log)) as store:
             return _head(log, store)
+
+    def verifiers(self, log: str) -> Sequence[VerifierKey]:
+        """The keys that a log's checkpoints are verified with, the newest last."""
+        return Place(self._directory, log, "").verifiers()
 
     def growth(self, log: str, old: int) -> Growth:
         """The newest checkpoint, and the proof from the tree of `old` leaves to it; raises `OutOfReach`."""

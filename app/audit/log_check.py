@@ -172,7 +172,7 @@ class _Check:
             if root != each.root:
                 self._found(Result.TAMPERED, other_than(each.size, f"that {each.source} covers"), 1)
 
-    def _compare_ends(self, store: SqliteAuditStore, expected: Iterable[Expected]) -> None:
+    def _compare_ends(self, store: SqliteAuditStore, expected: Sequence[Expected]) -> None:
         """Whether the log holds all that is signed, and everything that it holds is."""
         last, head = self._last, self._head.size if self._head else 0
         most = max(expected, key=lambda one: one.size, default=None)
@@ -185,10 +185,11 @@ class _Check:
                 own = f"{_OWN} covers {head} records" if self._head else "the log has no checkpoint"
                 what = f"{own}, though {one.source} covers {one.checkpoint.size}: checkpoints have been removed"
                 self._found(Result.TAMPERED, what)
-        if max(head, self._floor) < last and self._live:
-            self._remarks.append(f"the records after {head} are newer than the newest checkpoint")
-        elif max(head, self._floor) < last:
-            self._found(Result.INCOMPLETE, f"not covered by a checkpoint yet, nor any up to {last}", head + 1)
+        covered = max([self._floor, *(each.size for each in expected)])
+        if covered < last and self._live:
+            self._remarks.append(f"the records after {covered} are newer than the newest checkpoint")
+        elif covered < last:
+            self._found(Result.INCOMPLETE, f"is not covered by a checkpoint yet, nor any up to {last}", covered + 1)
 
     def _unreadable(self, error: StoreError) -> None:
         seq = self._scan.next if self._scan else self._floor + 1

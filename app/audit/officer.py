@@ -1,6 +1,6 @@
 """What an officer asks of the trail and hears of it: who asked, what was done, and the records that tell of it."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -39,6 +39,17 @@ class Erasure:
             "records": sum(records for _, records, _ in self.logs),
             "logs": [{"log": log, "records": records, "id": event} for log, records, event in self.logs],
         }
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What the logs hold about one person: how many records, and all of it as NDJSON in parts of many lines.
+
+    The first line is a summary, the others are the records, log by log.
+    """
+
+    records: int
+    parts: AsyncIterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class Facts:
     """The law of each rule, by their ids."""
 
     @classmethod
-    def of(  # as its fields, but for what follows from them
+    def of(
         cls,
         figures: Figures,
         *,

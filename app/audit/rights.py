@@ -17,18 +17,16 @@ from app.audit import record
 from app.audit.disclosure import Disclosure
 from app.audit.ledger import Held
 from app.audit.log import new_id
+from app.audit.officer import Access, Actor, Erasure, PlacedHold, event, hold_event
 from app.audit.person import People, Person, Trace
-from app.audit.officer import Actor, Erasure, PlacedHold, event, hold_event
 from app.audit.place import log_file
 from app.audit.record import Record
 from app.audit.writer import Trail
-from app.config import RESERVED_LOG, AuditSettings, Settings
+from app.config import AuditSettings, Settings
 from app.errors import AuditUnavailable, Forbidden, InvalidRequest, NotFound
 from app.stores.base import AuditQuery, Hold, StoreError
 from app.stores.sqlite import SqliteAuditStore
 
-_PATIENCE: Final = 30.0
-"""Seconds at most that the record of a reading may take to become durable; the commit deadline is the nearer bound."""
 _RETRY_AFTER: Final = timedelta(seconds=1)
 _Result = TypeVar("_Result")
 
@@ -65,30 +63,23 @@ class Rights:
             erased = [await self._erase(trace, person.tenant, by) for trace in person.traces]
         return Erasure(person.tenant, tuple(erased))
 
-    async def access(self, subject_id: str, tenant: str | None, by: Actor) -> AsyncIterator[bytes]:
-        """Everything about one person as NDJSON, in parts of many lines: a summary first, then the records, by log.
-
-        That it was read is durable before any of it is returned.
+    async def access(self, subject_id: str, tenant: str | None) -> Access:
+        """Everything about one person. That it was read is for the caller to record, before any of it leaves.
 
         Raises `InvalidRequest` as `erase` does.
         """
         person = await self._find(subject_id, tenant)
         disclosed, logs = await _reading(self._disclosed, person)
-        asked = ["subject"] if tenant is None else ["subject", "tenant"]
-        detail = {"filters": asked, "records": disclosed["records"], "logs": [each["log"] for each in logs]}
-        reading = event("read", "access", detail, by.silent_about(subject_id))
-        with _changes():
-            await self._trail.append(RESERVED_LOG, [reading], _PATIENCE)
         summary = {
             "kind": "access",
-            "time": reading["time"],
+            "time": record.timestamp(datetime.now(UTC)),
             "tenant": person.tenant,
             "known": bool(person.traces),
             "retention_s": self._retention,
             "logs": logs,
             **disclosed,
         }
-        return self._parts(summary, person)
+        return Access(disclosed["records"], self._parts(summary, person))
 
     async def hold(
         self,
@@ -160,7 +151,7 @@ class Rights:
     async def _check_tenant(self, tenant: str) -> None:
         """Refuse a tenant who neither is configured nor has left a record: an error of writing, most likely."""
         if tenant not in self._tenants and not await _reading(self._recorded, tenant):
-            raise InvalidRequest("field_value", param="tenant", expected=self._tenants)
+            raise InvalidRequest("tenant_unknown", param="tenant", value=tenant)
 
     def _recorded(self, tenant: str) -> bool:
         for log in self._trail.logs:

@@ -38,12 +38,12 @@ class Period:
     @property
     def until(self) -> str:
         """The first moment that is no longer of it."""
-        return _midnight(self.last + timedelta(days=1))
+        return _midnight(_later(self.last, timedelta(days=1)))
 
     @property
     def ended(self) -> str:
         """Until when the ends of its requests are looked for."""
-        return _midnight(self.last + timedelta(days=1) + AFTERMATH)
+        return _midnight(_later(self.last, timedelta(days=1) + AFTERMATH))
 
 
 class Flow(NamedTuple):
@@ -271,6 +271,10 @@ _COUNTED: Final = (
 def _refusal(law: Law, decision: Mapping[str, Any], arrived: str) -> Refusal:
     code, reason, rule, article = (decision[name] or "" for name in ("code", "reason", "rule", "law"))
     return Refusal(law.id, code, reason, rule, article, arrived)
+
+
+def _later(day: date, time: timedelta) -> date:
+    return date.fromordinal(min(day.toordinal() + time.days, date.max.toordinal()))
 
 
 def _midnight(day: date) -> str:

@@ -1,6 +1,7 @@
 """`tidegate audit export`: records as NDJSON, between a manifest and the logs' checkpoints."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ import orjson
 
 from app.audit.export import export
 from app.audit.reader import Filters
-from app.commands.audit_options import Locate, filtered, located, parameters
+from app.commands.audit_options import Where, filtered, located, parameters
 from app.commands.audit_remote import Remote, Unanswered
 
 
@@ -21,26 +22,25 @@ from app.commands.audit_remote import Remote, Unanswered
 @click.option(
     "-o", "output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write there, mode 0600."
 )
-def command(where: Locate, filters: Filters, output: Path | None) -> None:
+def command(where: Where, filters: Filters, output: Path | None) -> None:
     """Write matching records as lines of JSON, in order of time.
 
     The first line is a manifest (kind manifest) of what was asked for and of the logs; the last one (kind checkpoint)
     says how many records there are and holds each log's newest checkpoint. A file without it has been cut short. Read
     from files, records name persons where the keys are at hand.
     """
-    place = where()
     with _target(output) as target:
-        if place.url is not None:
-            with Remote(place.url, place.key) as remote:
+        if where.url is not None:
+            with Remote(where.url, where.key) as remote:
                 _write(remote.lines("/v1/audit/export", parameters(filters)), target)
         else:
-            sources = place.sources()
-            _write(export(sources, filters, place.pseudonyms(sources, filters)), target)
+            sources = where.sources()
+            _write(export(sources, filters, where.pseudonyms(sources, filters)), target)
 
 
 def _write(lines: Iterator[bytes], target: IO[bytes]) -> None:
     last = b""
-    for last in lines:  # noqa: B007 - looked at below
+    for last in lines:
         target.write(last)
     try:
         complete = orjson.loads(last)["kind"] == "checkpoint"
@@ -54,7 +54,7 @@ def _write(lines: Iterator[bytes], target: IO[bytes]) -> None:
 def _target(output: Path | None) -> Iterator[IO[bytes]]:
     """Standard output, or a file that appears once it is whole."""
     if output is None:
-        yield click.get_binary_stream("stdout")
+        yield sys.stdout.buffer
         return
     draft = output.with_name(f".{output.name}.part")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)

@@ -15,13 +15,10 @@ from app.audit.pseudonym import Pseudonyms, is_pseudonym
 from app.audit.reader import Filters
 from app.audit.record import timestamp
 from app.audit.verify import logs_in
-from app.config import DEMO_KEY, AuditSettings, environment
+from app.config import DEMO_KEY, environment
 from app.settings_file import load
 
 _DEFAULT = Path("configs/local.yaml")
-Locate = Callable[[], "Where"]
-"""Says where the trail is; raises a usage error, or `ConfigInvalid`, where the options do not."""
-
 _LOCATING = (
     click.option(
         "--config", type=click.Path(path_type=Path), metavar="FILE", help=f"The configuration; else {_DEFAULT}."
@@ -32,7 +29,7 @@ _LOCATING = (
 )
 
 
-class _Moment(click.ParamType[str]):
+class Moment(click.ParamType[str]):
     """A point in time, as records write it."""
 
     name = "TIME"
@@ -48,8 +45,8 @@ class _Moment(click.ParamType[str]):
 
 
 _FILTERING = (
-    click.option("--from", "since", type=_Moment(), help="Records of that time and later."),
-    click.option("--to", "until", type=_Moment(), help="Records from before that time."),
+    click.option("--from", "since", type=Moment(), help="Records of that time and later."),
+    click.option("--to", "until", type=Moment(), help="Records from before that time."),
     click.option("--region", metavar="R", help="Records of that region."),
     click.option("--tenant", metavar="T", help="Records of that tenant."),
     click.option("--subject", metavar="S", help="Records of that person: id at the caller, or pseudonym."),
@@ -77,9 +74,13 @@ class Where:
 
     @property
     def files(self) -> Path:
-        """The directory, for a command that needs files; a usage error where there is none."""
-        if self.directory is None:
+        """The directory, for what needs files; a usage error where there is none."""
+        if self.url is not None:
             raise click.UsageError("this needs the trail's files; leave out --url")
+        if self.directory is None:
+            raise click.UsageError("say where the trail is: --path DIR, --config FILE or --url URL")
+        if not self.directory.is_dir():
+            raise click.UsageError(f"there is no directory {self.directory}")
         return self.directory
 
     def sources(self) -> list[Source]:
@@ -115,13 +116,27 @@ class Where:
 
 
 def located(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that say where the trail is; the command gets a function `where`, which reads them."""
+    """Adds the options that say where the trail is; the command gets them as `where`."""
 
     @functools.wraps(command)
     def run(*args: Any, config: Path | None, path: Path | None, url: str | None, key: str | None, **rest: Any) -> Any:
-        return command(*args, where=functools.partial(_where, config, path, url, key), **rest)
+        return command(*args, where=_where(config, path, url, key), **rest)
 
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(_LOCATING), run)
+
+
+def located_at_several(command: Callable[..., Any]) -> Callable[..., Any]:
+    """As `located`, for regional gateways as well: `--url` may be repeated, and the command gets `places`, a list."""
+
+    @functools.wraps(command)
+    def run(
+        *args: Any, config: Path | None, path: Path | None, url: tuple[str, ...], key: str | None, **rest: Any
+    ) -> Any:
+        return command(*args, places=[_where(config, path, each, key) for each in url or [None]], **rest)
+
+    several = click.option("--url", multiple=True, metavar="URL", help="Ask the gateway there; may be repeated.")
+    options = [*_LOCATING[:2], several, *_LOCATING[3:]]
+    return functools.reduce(lambda wrapped, option: option(wrapped), reversed(options), run)
 
 
 def filtered(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -146,17 +161,14 @@ def _where(config: Path | None, path: Path | None, url: str | None, key: str | N
     if url is not None and path is not None:
         raise click.UsageError("--url asks a gateway, --path reads files; give one of both")
     environ = environment()
-    key = key or environ.get("TIDEGATE_KEY") or DEMO_KEY
-    if config is None and path is None and url is None:
-        if not _DEFAULT.exists():
-            raise click.UsageError(
-                f"say where the trail is: --path DIR, --config FILE or --url URL; no {_DEFAULT} here"
-            )
+    if config is None and path is None and url is None and _DEFAULT.exists():
         config = _DEFAULT
     settings = load(config, environ, secrets=False) if config is not None else None
-    tenants = tuple(tenant.id for tenant in settings.tenants) if settings else ()
-    audit = settings.audit if settings else AuditSettings(path=path or Path())
-    directory = None if url is not None else path or audit.path
-    if directory is not None and not directory.is_dir():
-        raise click.UsageError(f"there is no directory {directory}")
-    return Where(directory, audit.key_directory, tenants, url, key, config)
+    return Where(
+        config=config,
+        directory=path or (settings.audit.path if settings and url is None else None),
+        keys=settings.audit.key_directory if settings else (path or Path()).resolve().parent / "keys",
+        tenants=tuple(tenant.id for tenant in settings.tenants) if settings else (),
+        url=url,
+        key=key or environ.get("TIDEGATE_KEY") or DEMO_KEY,
+    )

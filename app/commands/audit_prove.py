@@ -1,4 +1,4 @@
-"""`tidegate audit prove`: shows that a record is in its log as a signed checkpoint covers it, or checks such a proof."""
+"""`tidegate audit prove`: shows that a record is in its log by a signed checkpoint, or checks such a proof."""
 
 from collections.abc import Sequence
 from contextlib import closing
@@ -17,7 +17,7 @@ from app.audit.merkle import leaf_hash
 from app.audit.proof import Proof, ProofError, prove
 from app.audit.seal import closed
 from app.audit.verify import logs_in
-from app.commands.audit_options import Locate, located
+from app.commands.audit_options import Where, located
 from app.commands.audit_remote import Remote
 from app.commands.tables import show, table
 from app.stores.sqlite import SqliteAuditStore
@@ -35,7 +35,7 @@ from app.stores.sqlite import SqliteAuditStore
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the proof as JSON.")
 def command(
-    where: Locate, record_id: str | None, check: IO[bytes] | None, public_key: Path | None, as_json: bool
+    where: Where, record_id: str | None, check: IO[bytes] | None, public_key: Path | None, as_json: bool
 ) -> None:
     """Prove that the record ID (X-Audit-Id is a decision's) is in its log, by the log's newest signed checkpoint.
 
@@ -56,7 +56,7 @@ def command(
         _print(proof, signed)
 
 
-def _given(where: Locate, file: IO[bytes], keys: Sequence[VerifierKey] | None) -> tuple[Proof, Sequence[VerifierKey]]:
+def _given(where: Where, file: IO[bytes], keys: Sequence[VerifierKey] | None) -> tuple[Proof, Sequence[VerifierKey]]:
     """A proof that someone has handed on, and the keys to check it with."""
     try:
         proof = Proof.parse(orjson.loads(file.read()))
@@ -64,7 +64,7 @@ def _given(where: Locate, file: IO[bytes], keys: Sequence[VerifierKey] | None) -
         raise ProofError("the file holds no JSON") from error
     if keys:
         return proof, keys
-    directory = where().files
+    directory = where.files
     known = [key for each in logs_in(directory) if each.place.log == proof.record["log"] for key in each.keys]
     if not known:
         raise click.UsageError(
@@ -73,15 +73,14 @@ def _given(where: Locate, file: IO[bytes], keys: Sequence[VerifierKey] | None) -
     return proof, known
 
 
-def _asked(where: Locate, record_id: str, keys: Sequence[VerifierKey] | None) -> tuple[Proof, Sequence[VerifierKey]]:
+def _asked(where: Where, record_id: str, keys: Sequence[VerifierKey] | None) -> tuple[Proof, Sequence[VerifierKey]]:
     """The proof of a record from the files or a gateway, and the keys to check it with."""
-    place = where()
-    if place.url is None:
-        files, proof = _from_files(place.files, record_id)
+    if where.url is None:
+        files, proof = _from_files(where.files, record_id)
         return proof, keys or files.keys
     if not keys:
         raise click.UsageError("--url needs --public-key FILE: a gateway's own word for its key proves nothing")
-    with Remote(place.url, place.key) as remote:
+    with Remote(where.url, where.key) as remote:
         proof = Proof.parse(remote.get(f"/v1/audit/records/{quote(record_id, safe='')}/proof"))
     if proof.record["id"] != record_id:
         raise ProofError(f"the gateway answered with record {proof.record['id']}")

@@ -13,7 +13,11 @@ _PATIENCE = 600.0
 
 
 class Unanswered(click.ClickException):
-    """The gateway could not be reached, or refused; the message says which and why."""
+    """The gateway could not be reached, or refused with `status`; the message says which and why."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Remote:
@@ -32,7 +36,24 @@ class Remote:
 
     def get(self, path: str, parameters: Mapping[str, str] | None = None) -> Any:
         """The JSON at a path."""
-        with self._answer(path, parameters) as response:
+        return self._json("GET", path, parameters)
+
+    def post(self, path: str, content: Mapping[str, Any]) -> Any:
+        """The JSON that a path answers to this."""
+        return self._json("POST", path, content=content)
+
+    def delete(self, path: str) -> Any:
+        """The JSON that a path answers to being deleted."""
+        return self._json("DELETE", path)
+
+    def _json(
+        self,
+        method: str,
+        path: str,
+        parameters: Mapping[str, str] | None = None,
+        content: Mapping[str, Any] | None = None,
+    ) -> Any:
+        with self._answer(path, parameters, method, content) as response:
             try:
                 return orjson.loads(response.read())
             except orjson.JSONDecodeError as error:
@@ -40,7 +61,20 @@ class Remote:
 
     def lines(self, path: str, parameters: Mapping[str, str]) -> Iterator[bytes]:
         """The lines of an answer as they come, each with its newline."""
-        with self._answer(path, parameters) as response:
+        return self._lines(path, parameters, "GET")
+
+    def posted_lines(self, path: str, content: Mapping[str, Any]) -> Iterator[bytes]:
+        """The lines of what a path answers to this, likewise."""
+        return self._lines(path, None, "POST", content)
+
+    def _lines(
+        self,
+        path: str,
+        parameters: Mapping[str, str] | None,
+        method: str,
+        content: Mapping[str, Any] | None = None,
+    ) -> Iterator[bytes]:
+        with self._answer(path, parameters, method, content) as response:
             rest = b""
             for part in response.iter_bytes():
                 *lines, rest = (rest + part).split(b"\n")
@@ -49,14 +83,17 @@ class Remote:
                 yield rest
 
     @contextmanager
-    def _answer(self, path: str, parameters: Mapping[str, str] | None) -> Iterator[httpx.Response]:
+    def _answer(
+        self, path: str, parameters: Mapping[str, str] | None, method: str, content: Mapping[str, Any] | None
+    ) -> Iterator[httpx.Response]:
         try:
-            with self._client.stream("GET", self._url + path, params=parameters) as response:
+            with self._client.stream(method, self._url + path, params=parameters, json=content) as response:
                 if response.is_success:
                     yield response
                 else:
                     response.read()
-                    raise Unanswered(f"{self._url}{path} answered {response.status_code}: {_told(response)}")
+                    told = f"{self._url}{path} answered {response.status_code}: {_told(response)}"
+                    raise Unanswered(told, response.status_code)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise Unanswered(f"{self._url} cannot be asked: {error or type(error).__name__}") from error
 

@@ -19,7 +19,7 @@ from app.audit.report import LAWS, Name, Report, compiled
 from app.audit.report_form import as_csv, as_json, markdown
 from app.audit.report_tables import Facts, LogState
 from app.audit.tally import Period, tally
-from app.commands.audit_options import Locate, Where, located, parameters
+from app.commands.audit_options import Where, located, parameters
 from app.commands.audit_remote import Remote, Unanswered
 from app.config import Settings, environment
 from app.law import load_law
@@ -46,7 +46,7 @@ _DAY = click.DateTime(["%Y-%m-%d"])
     "-o", "--output", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE", help="Write to a file."
 )
 def command(
-    *, where: Locate, law: Name, first: datetime, last: datetime, tenant: str | None, form: str, output: Path | None
+    *, where: Where, law: Name, first: datetime, last: datetime, tenant: str | None, form: str, output: Path | None
 ) -> None:
     """Write the record of processing activities (GDPR Art. 30), the request metrics (CCPA, 11 CCR 7102) or the
     transfers abroad (PDPA of Singapore, Thailand and Malaysia) of a period.
@@ -57,14 +57,15 @@ def command(
     period = Period(first.date(), last.date())
     if period.last < period.first:
         raise click.UsageError(f"--to {period.last} is before --from {period.first}")
-    place = where()
-    known = _configured(place)
+    known = _configured(where)
     try:
         with ExitStack() as held:
-            lines = _asked(place, period, held) if place.url is not None else _read(place, period)
+            lines = _asked(where, period, held) if where.url is not None else _read(where, period)
             report = _report(law, period, tenant, known, _Export(lines))
     except StoreError as error:
         raise click.ClickException(str(error)) from error
+    except orjson.JSONDecodeError as error:
+        raise click.ClickException("a record cannot be read; `tidegate audit verify` says which") from error
     text = _FORMS[form](report)
     if output is None:
         click.echo(text, nl=False)
@@ -72,21 +73,21 @@ def command(
         output.write_text(text, encoding="utf-8")
 
 
-def _configured(place: Where) -> tuple[Settings | None, LawBook]:
+def _configured(where: Where) -> tuple[Settings | None, LawBook]:
     """The configuration where one is known, and its law; else the law that ships."""
-    if place.config is None:
+    if where.config is None:
         return None, LawBook.build(documents("default", Path()))
-    settings = load(place.config, environment(), secrets=False)
-    return settings, load_law(settings, place.config.absolute().parent)
+    settings = load(where.config, environment(), secrets=False)
+    return settings, load_law(settings, where.config.absolute().parent)
 
 
-def _asked(place: Where, period: Period, held: ExitStack) -> Iterator[bytes]:
-    remote = held.enter_context(Remote(str(place.url), place.key))
+def _asked(where: Where, period: Period, held: ExitStack) -> Iterator[bytes]:
+    remote = held.enter_context(Remote(str(where.url), where.key))
     return remote.lines("/v1/audit/export", parameters(Filters(since=period.since, until=period.ended)))
 
 
-def _read(place: Where, period: Period) -> Iterator[bytes]:
-    return export(place.sources(), Filters(since=period.since, until=period.ended), None)
+def _read(where: Where, period: Period) -> Iterator[bytes]:
+    return export(where.sources(), Filters(since=period.since, until=period.ended), None)
 
 
 class _Export:
@@ -144,6 +145,9 @@ def _report(
         tenant=tenant,
         regions=settings.regions if settings else (),
     )
+    if settings and tenant and not settings.tenant(tenant) and not (figures.requests or figures.elsewhere):
+        known_tenants = ", ".join(one.id for one in settings.tenants)
+        raise click.UsageError(f"there is no tenant {tenant!r}, nor a request of theirs; configured: {known_tenants}")
     facts = Facts.of(
         figures,
         laws=LAWS[law],

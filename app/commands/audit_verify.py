@@ -1,4 +1,4 @@
-"""`tidegate audit verify`: whether the trail is as it was written; exits 0 intact, 1 tampered, 2 incomplete, 3 usage."""
+"""`tidegate audit verify`: whether the trail is as it was written, with an exit code for each answer."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -15,11 +15,17 @@ from app.audit.checkpoint import NoteError
 from app.audit.findings import Result
 from app.audit.saved import Saved
 from app.audit.verify import Observe, logs_in, verify
-from app.commands.audit_options import Locate, Where, located
+from app.commands.audit_options import Where, located
 from app.commands.audit_remote import Remote, Unanswered
 from app.yaml_source import ConfigInvalid
 
-_USAGE = 3
+
+class _Unreadable(click.ClickException):
+    exit_code = Result.INCOMPLETE
+
+
+class _Misused(click.UsageError):
+    exit_code = 3
 
 
 class _Verify(click.Command):
@@ -46,7 +52,7 @@ class _Verify(click.Command):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 @click.pass_context
-def command(ctx: click.Context, where: Locate, notes: tuple[Path, ...], as_json: bool) -> None:
+def command(ctx: click.Context, where: Where, notes: tuple[Path, ...], as_json: bool) -> None:
     """Check every record, hash and signature of the trail; needs only its directory, no private key.
 
     A checkpoint that was saved elsewhere shows also what nothing inside the directory can: newest records removed
@@ -56,8 +62,7 @@ def command(ctx: click.Context, where: Locate, notes: tuple[Path, ...], as_json:
     something cannot be read, or no checkpoint covers the newest records yet; 3 wrong usage.
     """
     started = time.monotonic()
-    place = where()
-    found = _asked(place, notes) if place.url is not None else _read(place.files, notes)
+    found = _asked(where, notes) if where.url is not None else _read(where.files, notes)
     found["records_per_second"] = int(found["records"] / max(time.monotonic() - started, 1e-3))
     if as_json:
         click.echo(orjson.dumps(found))
@@ -74,8 +79,7 @@ def _asked(where: Where, notes: tuple[Path, ...]) -> dict[str, Any]:
         with Remote(str(where.url), where.key) as remote:
             report: dict[str, Any] = remote.get("/v1/audit/verify")
     except Unanswered as error:
-        error.exit_code = Result.INCOMPLETE
-        raise
+        raise _Unreadable(str(error)) from error
     return report
 
 
@@ -90,9 +94,7 @@ def _read(directory: Path, notes: tuple[Path, ...]) -> dict[str, Any]:
         with _progress() as observe:
             return verify(directory, saved, observe).as_json()
     except OSError as error:
-        unreadable = click.ClickException(str(error))
-        unreadable.exit_code = Result.INCOMPLETE
-        raise unreadable from error
+        raise _Unreadable(str(error)) from error
 
 
 @contextmanager
@@ -116,11 +118,10 @@ def _misused() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        error.exit_code = _USAGE
-        raise
+        raise _Misused(error.format_message(), error.ctx) from error
     except ConfigInvalid as error:
         click.echo(error, err=True)
-        raise click.exceptions.Exit(_USAGE) from error
+        raise click.exceptions.Exit(_Misused.exit_code) from error
 
 
 def _as_text(found: Mapping[str, Any]) -> Iterator[str]:

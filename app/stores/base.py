@@ -154,6 +154,9 @@ class AuditStore(Protocol):
     def count(self, subject: str) -> int:
         """Records of this pseudonym."""
 
+    def last_of(self, floor: int) -> list[str]:
+        """The pseudonyms that only records numbered up to `floor` have."""
+
     def expirable(self, before: str, limit: int) -> int:
         """Up to which number the oldest records may be deleted now, at most `limit` of them; 0 for none.
 

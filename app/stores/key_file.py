@@ -46,8 +46,8 @@ def replace(file: Path) -> None:
     """Put a new key in the place of one; readers see the one or the other."""
     try:
         make_directory(file.parent)
-        sweep(file)
         files.replace(file, secrets.token_bytes(KEY_SIZE))
+        sweep(file)
     except OSError as error:
         raise StoreError(f"key {file}: {error.strerror}") from error
 
@@ -70,7 +70,7 @@ def _make(file: Path) -> None:
     draft = _draft(file)
     try:
         os.link(draft, file)
-    except (FileExistsError, FileNotFoundError):  # another was first, and may have replaced and swept since
+    except (FileExistsError, FileNotFoundError):  # another was first, or has replaced and swept since
         if not file.exists():
             raise
     finally:

@@ -235,6 +235,14 @@ class SqliteAuditStore:
             (count,) = self._db.execute("SELECT count(*) FROM records WHERE subject = ?", (subject,)).fetchone()
         return int(count)
 
+    def last_of(self, floor: int) -> list[str]:
+        text = """
+            SELECT DISTINCT subject FROM records WHERE seq <= :floor AND subject IS NOT NULL
+            AND subject NOT IN (SELECT subject FROM records WHERE seq > :floor AND subject IS NOT NULL)
+        """
+        with self._file.named():
+            return [subject for (subject,) in self._db.execute(text, {"floor": floor})]
+
     def expirable(self, before: str, limit: int) -> int:
         text = """
             SELECT seq, time, kind, json_extract(record, '$.id'), json_extract(record, '$.decision_id')

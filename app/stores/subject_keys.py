@@ -7,7 +7,7 @@ rotation is one commit: before it the old key's file counts, after it the new on
 
 import hmac
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -98,17 +98,19 @@ class SubjectKeys:
             keys |= self._read(new)
         return keys
 
-    def destroy(self, pseudonym: str) -> bool:
-        """Destroy the subject's key: afterwards no byte of it is in any file. Whether there was one.
+    def destroy(self, pseudonyms: Sequence[str]) -> int:
+        """Destroy subjects' keys in one durable commit; how many there were. `scrub` takes the last of their bytes."""
+        for pseudonym in pseudonyms:
+            self._remembered.pop(pseudonym, None)
+        with self._writing() as db, db.transaction() as connection:
+            return connection.executemany(
+                "DELETE FROM subjects WHERE pseudonym = ?", [(each,) for each in pseudonyms]
+            ).rowcount
 
-        Where it raises, the key may be gone from the table and still be in the write-ahead log: call again.
-        """
-        self._remembered.pop(pseudonym, None)
+    def scrub(self) -> bool:
+        """Empty the write-ahead log, which still holds pages as they were; False where a reader is in the way."""
         with self._writing() as db:
-            with db.transaction() as connection:
-                gone = connection.execute("DELETE FROM subjects WHERE pseudonym = ?", (pseudonym,)).rowcount
-            self._truncate(db)
-        return gone > 0
+            return db.truncate()
 
     def rotate(self) -> None:
         """Wrap every key anew under a new wrapping key, whose file takes the old one's place."""
@@ -121,7 +123,8 @@ class SubjectKeys:
                 connection.execute("UPDATE wrapping SET key_id = ?", (new.id,))
             with db.transaction():
                 self._settle(db)
-            self._truncate(db)
+            if not db.truncate():
+                raise db.error("another process is reading them; try again")
 
     def close(self) -> None:
         """Let go of the file; idempotent and silent."""
@@ -253,11 +256,6 @@ class SubjectKeys:
 
     def _other_key(self, db: Database) -> StoreError:
         return db.error(f"wrapped under another key than {self._file}; restore both from one backup")
-
-    def _truncate(self, db: Database) -> None:
-        """Empty the write-ahead log, which still holds pages as they were."""
-        if not db.truncate():
-            raise db.error("another process is reading them; try again")
 
     @contextmanager
     def _writing(self) -> Iterator[Database]:

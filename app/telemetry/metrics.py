@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -28,6 +28,10 @@ ENDPOINTS: Final = (
     "regions",
     "route/explain",
     "audit/logs",
+    "audit/export",
+    "audit/records",
+    "audit/checkpoint",
+    "audit/verify",
 )
 STATUSES: Final = (*(str(status.value) for status in HTTPStatus), "499")
 """499 is a client that left before its answer began."""
@@ -52,7 +56,7 @@ _REQUEST_BUCKETS: Final = (
 _COMMIT_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _BREAKER: Final = {"closed": 0, "half_open": 1, "open": 2}
 
-_Family = TypeVar("_Family", Counter, Histogram)
+_Family = TypeVar("_Family", Counter, Gauge, Histogram)
 
 
 class CacheStats(Protocol):
@@ -78,6 +82,7 @@ class Metrics:
         ids = [str(region["id"]) for region in regions()]
         self._count_requests(ids)
         self._count_inside([*ids, RESERVED_LOG])
+        self._count_witnessed(ids)
         self._registry.register(_Observed(regions, cache))
         ProcessCollector(registry=self._registry)
 
@@ -142,6 +147,27 @@ class Metrics:
             (logs,),
         )
 
+    def _count_witnessed(self, regions: Sequence[str]) -> None:
+        known, labels = (regions, (*regions, RESERVED_LOG)), ("peer", "log")
+        self._witnessed = _Children(
+            Gauge(
+                "tidegate_audit_witnessed_timestamp_seconds",
+                "When a peer's audit log was last found to extend what was witnessed of it, as Unix time.",
+                labels,
+                registry=self._registry,
+            ),
+            known,
+        )
+        self._conflicts = _Children(
+            Counter(
+                "tidegate_audit_witness_conflicts_total",
+                "Looks at a peer's audit log that contradicted what was witnessed of it.",
+                labels,
+                registry=self._registry,
+            ),
+            known,
+        )
+
     def request(self, endpoint: str, status: int, region: str | None, seconds: float) -> None:
         """An answer has left, served by `region` (None: by none), `seconds` after the request came."""
         self._requests(endpoint, str(status), region or NONE).inc()
@@ -168,6 +194,15 @@ class Metrics:
         """So many records of an audit log became durable in one commit."""
         self._records(log).inc(records)
         self._commit_seconds(log).observe(seconds)
+
+    def witnessed(self, peer: str, log: str, moment: float) -> None:
+        """A peer's audit log was last found good at that Unix time; 0 where it never was."""
+        self._witnessed(peer, log).set(moment)
+        self._conflicts(peer, log)  # so that there is a zero before the first
+
+    def conflicted(self, peer: str, log: str) -> None:
+        """A peer's audit log contradicts what was witnessed of it."""
+        self._conflicts(peer, log).inc()
 
     def render(self) -> tuple[bytes, str]:
         """The state of everything in Prometheus' text format 0.0.4, and its media type."""

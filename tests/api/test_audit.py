@@ -1,144 +1,106 @@
-"""GET /v1/audit/logs over a real trail: who sees what, and which queries are refused."""
+"""Pages and single records of the trail through a real gateway: who sees what, which queries are refused."""
 
-from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import httpx
-import orjson
 import pytest
-from fastapi import FastAPI, Request, Response
+import pytest_asyncio
 
-from app.access import Principal
-from app.api.audit import router
-from app.audit import record
-from app.audit.keys import FileKeys
-from app.audit.pseudonym import Pseudonyms
-from app.audit.reader import Reader
-from app.audit.writer import Trail
-from app.config import AuditSettings, Tenant
-from app.errors import GatewayError
+from tests.api.trail import get, ids, readings, standing
+from tests.running import Running
 
-LOGS = ("eu-west", "us-east", "gateway")
-START = datetime(2026, 11, 22, 10, tzinfo=UTC)
-SCOPES = {"demo": ("audit:read", "audit:admin"), "other": ("audit:read",), "none": ("infer",)}
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
-class Site:
-    """The route alone, behind a gate that believes a header; errors answer their code, message id and parameter."""
-
-    def __init__(self, settings):
-        self.app = FastAPI()
-        self.app.include_router(router)
-        self.app.state.gateway_reader = Reader(settings, LOGS, ["demo", "other"])
-        self.app.add_exception_handler(GatewayError, self.failure)
-
-    @staticmethod
-    async def failure(_request: Request, error: GatewayError) -> Response:
-        content = {"code": error.code, "id": error.message_id, "param": error.param, "values": error.values}
-        return Response(orjson.dumps(content, default=str), error.status)
-
-    async def __call__(self, scope, receive, send):
-        tenant = dict(scope["headers"]).get(b"x-tenant", b"demo").decode()
-        principal = Principal(Tenant(id=tenant, scopes=SCOPES[tenant]), "00000000")
-        scope["state"] = {"exchange": SimpleNamespace(principal=principal)}
-        await self.app(scope, receive, send)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Running]:
+    """After three requests: of demo about anna in the US, of other about anna in Germany, and of other about nobody."""
+    async with standing(tmp_path_factory.mktemp("gateway")) as found:
+        other = {"Authorization": "Bearer other-key"}
+        await found.embed("1", X_Subject_Id="anna", X_Request_Id="first")
+        await found.embed("2", X_Subject_Id="anna", X_Request_Id="second", **other)
+        await found.embed("3", X_Request_Id="third", **other)
+        yield found
 
 
-@pytest.fixture
-async def site(tmp_path):
-    settings = AuditSettings(path=tmp_path / "audit", commit_deadline=10.0)
-    trail = Trail(settings, LOGS)
-    await trail.start()
-    pseudonyms = Pseudonyms(FileKeys(settings.key_directory))
-    for number, (log, tenant) in enumerate([("eu-west", "demo"), ("us-east", "other"), ("eu-west", "other")]):
-        decision = record.decision(
-            id=f"d{number}",
-            time=START + timedelta(seconds=number),
-            request_id=f"r{number}",
-            outcome="permitted",
-            tenant=tenant,
-            key_id="0",
-            region=log,
-            subject=await pseudonyms.of(log, tenant, "anna"),
-            subject_country="DE",
-        )
-        ended = record.completion(
-            id=f"c{number}", time=START + timedelta(seconds=number), decision=decision, outcome="served", status=200
-        )
-        await trail.append(log, [decision, ended], 10)
-    yield Site(settings)
-    await trail.close()
-
-
-async def get(site, caller="demo", **query):
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(site), base_url="http://gateway") as client:
-        return await client.get("/v1/audit/logs", params=query, headers={"x-tenant": caller})
-
-
-async def ids(site, caller="demo", **query):
-    answer = await get(site, caller, **query)
+async def named(gateway: Running, caller: str = "demo", **query: Any) -> list[str]:
+    """The requests whose records match, in order: the names that they were given."""
+    answer = await get(gateway, "logs", caller, **query)
     assert answer.status_code == 200, answer.text
-    return [each["id"] for each in answer.json()["records"]]
+    return [each["request_id"] for each in answer.json()["records"] if each["kind"] in {"decision", "completion"}]
 
 
-async def test_the_administrator_sees_all_newest_last(site):
-    answer = await get(site)
+async def test_the_administrator_sees_all_newest_last(gateway: Running) -> None:
+    answer = await get(gateway, "logs", limit=1000)
     assert answer.json()["cursor"] is None
     assert answer.headers["cache-control"] == "no-store"
-    assert [each["id"] for each in answer.json()["records"]] == ["d0", "c0", "d1", "c1", "d2", "c2"]
+    assert await named(gateway) == ["first", "first", "second", "second", "third", "third"]
 
 
-async def test_pages_follow_their_cursor(site):
-    seen, cursor = [], {}
-    for _ in range(4):
-        page = (await get(site, limit=2, **cursor)).json()
-        seen.append([each["id"] for each in page["records"]])
-        if page["cursor"] is None:
-            break
-        cursor = {"cursor": page["cursor"]}
-    assert seen == [["d0", "c0"], ["d1", "c1"], ["d2", "c2"]]
+async def test_a_reader_sees_its_own_tenant_only(gateway: Running) -> None:
+    assert await named(gateway, "other") == ["second", "second", "third", "third"]
+    assert await named(gateway, "other", tenant="other", region="eu-west") == ["second", "second", "third", "third"]
+    answer = await get(gateway, "logs", "other", tenant="demo")
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+    seen = (await get(gateway, "logs", "other", limit=1000)).json()["records"]
+    assert {each["tenant"] for each in seen} == {"other"}
 
 
-async def test_a_reader_sees_its_own_tenant_only(site):
-    assert await ids(site, "other") == ["d1", "c1", "d2", "c2"]
-    assert await ids(site, "other", tenant="other", outcome="served") == ["c1", "c2"]
-    answer = await get(site, "other", tenant="demo")
-    assert (answer.status_code, answer.json()["values"]) == (403, {"scope": "audit:admin"})
+async def test_without_the_scope_nothing_is_shown(gateway: Running) -> None:
+    one = (await ids(gateway, limit=1))[0]
+    for path in ("logs", "export", "verify", f"records/{one}", f"records/{one}/proof"):
+        answer = await get(gateway, path, "blind")
+        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden"), path
+        async with httpx.AsyncClient(base_url=gateway.client.base_url) as stranger:
+            assert (await stranger.get(f"/v1/audit/{path}")).status_code == 401
+    assert (await get(gateway, "verify", "other")).status_code == 403
 
 
-async def test_a_cursor_of_the_administrator_shows_a_reader_nothing(site):
-    cursor = (await get(site, limit=1)).json()["cursor"]
-    answer = await get(site, "other", limit=1, cursor=cursor)
-    assert (answer.status_code, answer.json()["id"]) == (400, "invalid_request.cursor")
+async def test_records_are_opened_until_their_subject_is_erased(tmp_path: Path) -> None:
+    async with standing(tmp_path) as gateway:
+        await gateway.embed("1", X_Subject_Id="anna", X_Request_Id="first", X_Data_Subject="DE")
+        await gateway.embed("2", X_Subject_Id="berta", X_Request_Id="second", X_Data_Subject="DE")
+        before = await gateway.records()
+        assert [each["request_id"] for each in before] == ["first", "first", "second", "second"]
+        erased = await gateway.client.post("/v1/audit/erasures", json={"subject": "anna"})
+        assert erased.json()["records"] == 2
+        after = [each for each in await gateway.records() if each["kind"] in {"decision", "completion"}]
+        assert [each["request_id"] for each in after] == [None, None, "second", "second"]
+        assert [each["subject"] for each in after[:2]] == [None, None]
+        assert after[0]["personal"] == before[0]["personal"]
+        single = (await get(gateway, f"records/{after[0]['id']}")).json()
+        assert single == after[0]
 
 
-async def test_without_the_scope_nothing_is_shown(site):
-    answer = await get(site, "none")
-    assert (answer.status_code, answer.json()["id"]) == (403, "forbidden.scope")
+async def test_the_subject_by_id_is_for_administrators_and_by_pseudonym_for_everyone(gateway: Running) -> None:
+    assert await named(gateway, subject="anna") == ["first", "first", "second", "second"]
+    assert await named(gateway, subject="anna", tenant="other") == ["second", "second"]
+    assert await named(gateway, subject="berta") == []
+    seen = (await get(gateway, "logs", "other", request_id="second")).json()["records"]
+    pseudonym = seen[0]["subject"]
+    assert re.fullmatch("[0-9a-f]{64}", pseudonym)
+    assert await named(gateway, "other", subject=pseudonym) == ["second", "second"]
+    assert await named(gateway, subject=pseudonym) == ["second", "second"]
+    answer = await get(gateway, "logs", "other", subject="anna")
+    assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
 
 
-async def test_the_subject_by_id_is_for_administrators_and_by_pseudonym_for_everyone(site):
-    assert await ids(site, subject="anna", outcome="served") == ["c0", "c1", "c2"]
-    pseudonym = (await get(site, "other")).json()["records"][0]["subject"]
-    assert await ids(site, "other", subject=pseudonym) == ["d1", "c1"]
-    answer = await get(site, "other", subject="anna")
-    assert (answer.status_code, answer.json()["values"]) == (403, {"scope": "audit:admin"})
-
-
-@pytest.mark.parametrize(
-    ("query", "expected"),
-    [
-        ({"from": "2026-11-22T10:00:02Z"}, ["d2", "c2"]),
-        ({"from": "2026-11-22T12:00:02+02:00"}, ["d2", "c2"]),
-        ({"to": "2026-11-22t10:00:00.000001z"}, ["d0", "c0"]),
-        ({"to": "2026-11-22T10:00:00Z"}, []),
-        ({"region": "us-east", "subject_country": "DE"}, ["d1", "c1"]),
-        ({"request_id": "r2", "outcome": "permitted"}, ["d2"]),
+async def test_filters(gateway: Running) -> None:
+    everything = await gateway.records()
+    third = next(each["time"] for each in everything if each["request_id"] == "third")
+    for query, expected in (
+        ({"from": third}, ["third", "third"]),
+        ({"to": third, "outcome": "served"}, ["first", "second"]),
+        ({"to": "2020-01-01T00:00:00+02:00"}, []),
+        ({"region": "us-east", "subject_country": "US"}, ["first", "first"]),
+        ({"request_id": "second", "outcome": "permitted"}, ["second"]),
         ({"reason": "DENY_GPC"}, []),
-    ],
-)
-async def test_filters(site, query, expected):
-    assert await ids(site, **query) == expected
+    ):
+        assert await named(gateway, **query) == expected, query
 
 
 @pytest.mark.parametrize(
@@ -156,9 +118,151 @@ async def test_filters(site, query, expected):
         ({"to": "0001-01-01T00:00:00+14:00"}, "to"),
         ({"offset": "1"}, "offset"),
         ({"region": ""}, "region"),
-        ({"region": ["a", "b"]}, "region"),
+        ({"region": "mars"}, "region"),
+        ({"region": ["eu-west", "us-east"]}, "region"),
+        ({"cursor": "rubbish"}, "cursor"),
     ],
 )
-async def test_a_query_that_cannot_be_meant_is_refused(site, query, param):
-    answer = await get(site, **query)
-    assert (answer.status_code, answer.json()["id"], answer.json()["param"]) == (400, "invalid_request.query", param)
+async def test_a_query_that_cannot_be_meant_is_refused(gateway: Running, query: dict[str, Any], param: str) -> None:
+    answer = await get(gateway, "logs", **query)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+    assert param in answer.json()["detail"].lower()
+
+
+async def test_a_cursor_of_the_administrator_shows_a_reader_nothing(gateway: Running) -> None:
+    cursor = (await get(gateway, "logs", limit=1)).json()["cursor"]
+    answer = await get(gateway, "logs", "other", limit=1, cursor=cursor)
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
+
+
+async def test_pages_show_each_record_once_while_records_are_written(gateway: Running) -> None:
+    """Those that there are at the first page, in order; nothing that is written meanwhile, readings included."""
+    expected = [each["id"] for each in (await get(gateway, "logs", limit=1000)).json()["records"]]
+    pages, cursor = [], {}
+    writing = asyncio.create_task(_write(gateway))
+    for _ in range(100):
+        page = (await get(gateway, "logs", limit=2, **cursor)).json()
+        pages.append([each["id"] for each in page["records"]])
+        if page["cursor"] is None:
+            break
+        cursor = {"cursor": page["cursor"]}
+    writing.cancel()
+    seen = [each for page in pages for each in page]
+    first = seen.index(expected[-1])
+    assert seen[: first + 1] == expected
+    assert len(seen) == len(set(seen)) <= len(expected) + 3  # the reading above, and what was first to be written
+    assert len(pages) > 2
+
+
+async def _write(gateway: Running) -> None:
+    for number in range(1000):
+        await gateway.embed(f"more {number}", X_Request_Id=f"more-{number}")
+
+
+async def test_one_record(gateway: Running) -> None:
+    records = (await get(gateway, "logs", "other", request_id="second")).json()["records"]
+    answer = await get(gateway, f"records/{records[0]['id']}")
+    assert (answer.status_code, answer.json()) == (200, records[0])
+    assert answer.headers["cache-control"] == "no-store"
+    assert (await get(gateway, f"records/{records[1]['id']}", "other")).json() == records[1]
+
+
+async def test_a_record_that_is_not_there_or_not_the_callers(gateway: Running) -> None:
+    of_demo = (await ids(gateway, request_id="first"))[0]
+    unknown = of_demo[:-1] + ("0" if of_demo[-1] != "0" else "1")
+    for caller, record_id in (
+        ("other", of_demo),
+        ("demo", unknown),
+        ("demo", "x"),
+        ("demo", "g" * 32),
+        ("demo", "%00"),
+    ):
+        for path in (f"records/{record_id}", f"records/{record_id}/proof"):
+            answer = await get(gateway, path, caller)
+            assert (answer.status_code, answer.json()["code"]) == (404, "not_found"), path
+
+
+async def test_every_reading_is_noted_before_its_answer(gateway: Running) -> None:
+    of_demo = (await ids(gateway, request_id="first"))[0]
+    before = len(await readings(gateway))
+    await get(gateway, "logs", "other", region="eu-west", request_id="second", limit="1")
+    await get(gateway, "logs", subject="anna", tenant="demo")
+    await get(gateway, "export", "other", outcome="served")
+    await get(gateway, f"records/{of_demo}")
+    await get(gateway, f"records/{of_demo}/proof", "other")
+    await get(gateway, "verify", "other")
+    await get(gateway, "logs", "blind")
+    await get(gateway, "logs", "other", subject="anna")
+    await get(gateway, "logs", limit="0")
+    await get(gateway, "checkpoint", region="eu-west")
+    noted = (await readings(gateway))[before:]
+    path = "/v1/audit/"
+    assert [(each["tenant"], each["outcome"], each["detail"]) for each in noted[1:]] == [
+        (
+            "other",
+            "served",
+            {
+                "path": f"{path}logs",
+                "filters": {"region": "eu-west", "tenant": "other", "request_id": True},
+                "records": 1,
+                "status": 200,
+            },
+        ),
+        (
+            "demo",
+            "served",
+            {"path": f"{path}logs", "filters": {"subject": True, "tenant": "demo"}, "records": 2, "status": 200},
+        ),
+        (
+            "other",
+            "served",
+            {"path": f"{path}export", "filters": {"outcome": "served", "tenant": "other"}, "status": 200},
+        ),
+        ("demo", "served", {"path": f"{path}records/{{id}}", "filters": {"id": of_demo}, "records": 1, "status": 200}),
+        ("other", "refused", {"path": f"{path}records/{{id}}/proof", "filters": {"id": of_demo}, "status": 404}),
+        ("other", "refused", {"path": f"{path}verify", "filters": {}, "status": 403}),
+        ("blind", "refused", {"path": f"{path}logs", "filters": {}, "status": 403}),
+        ("other", "refused", {"path": f"{path}logs", "filters": {}, "status": 403}),
+        ("demo", "refused", {"path": f"{path}logs", "filters": {}, "status": 400}),
+    ]
+    assert {each["log"] for each in noted} == {"gateway"}
+    assert {(each["subject"], each["personal"]) for each in noted} == {(None, None)}
+    assert all(re.fullmatch("[0-9a-f]{8}", each["key_id"]) for each in noted)
+
+
+async def test_a_note_names_the_request_but_no_person(gateway: Running) -> None:
+    await gateway.client.get("/v1/audit/logs", params={"subject": "cleo"}, headers={"X-Request-Id": "about-cleo"})
+    await gateway.client.get("/v1/audit/logs", headers={"X-Request-Id": "about-nobody"})
+    noted = await readings(gateway)
+    assert [each["request_id"] for each in noted[-2:]] == [None, "about-nobody"]
+    assert "cleo" not in (await get(gateway, "logs", limit="1000")).text
+
+
+async def test_the_description_names_every_parameter_and_answer(gateway: Running) -> None:
+    paths = (await gateway.client.get("/openapi.json")).json()["paths"]
+    logs = paths["/v1/audit/logs"]["get"]
+    assert {"from", "to", "subject", "limit", "cursor"} < {each["name"] for each in logs["parameters"]}
+    assert [each["name"] for each in paths["/v1/audit/checkpoint"]["get"]["parameters"]] == ["region", "old"]
+    media = {
+        "/v1/audit/logs": "application/json",
+        "/v1/audit/export": "application/x-ndjson",
+        "/v1/audit/records/{id}": "application/json",
+        "/v1/audit/records/{id}/proof": "application/json",
+        "/v1/audit/checkpoint": "text/plain",
+        "/v1/audit/verify": "application/json",
+    }
+    for path, kind in media.items():
+        assert list(paths[path]["get"]["responses"]["200"]["content"]) == [kind], path
+
+
+async def test_nothing_is_shown_that_could_not_be_noted(tmp_path: Path) -> None:
+    async with standing(tmp_path, commit_deadline="300ms") as gateway:
+        await gateway.embed("1", X_Request_Id="first")
+        one = (await ids(gateway))[0]
+        (tmp_path / "audit" / "gateway.db").rename(tmp_path / "audit" / "moved")
+        (tmp_path / "audit" / "gateway.db").write_bytes((tmp_path / "audit" / "moved").read_bytes())
+        for path in (f"records/{one}", "records/x", f"records/{one}/proof", "logs", "export"):
+            answer = await get(gateway, path)
+            assert (answer.status_code, answer.json()["code"]) == (503, "audit_unavailable"), path
+            assert "Retry-After" in answer.headers
+            assert one not in answer.text

@@ -1,5 +1,6 @@
 """Real processes that die or run out of disk while they append: what was acknowledged is there, nothing stays open."""
 
+import os
 import random
 import subprocess
 import sys
@@ -8,8 +9,12 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from app.audit.findings import Result
+from app.audit.verify import verify
 from app.audit.writer import Trail
 
+POINTS = int(os.environ.get("FAULT_POINTS", "10"))
+"""How many processes are killed in the middle of a write; `make faults` kills 200."""
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ("eu-west", "gateway")
 
@@ -96,6 +101,53 @@ asyncio.run(main())
 )
 
 
+_ON_A_SMALL_DISK = (
+    _PRELUDE
+    + """
+import os
+from app.audit.verify import verify
+
+ballast = audit.path.parent / "ballast"
+
+async def main():
+    ballast.write_bytes(bytes(1_500_000))
+    trail = Trail(audit, ["eu-west", "gateway"])
+    await trail.start()
+    refused = False
+    for number in range(3000):
+        decided = decision(number) | {"subject": f"{number:064x}"}
+        try:
+            await trail.append("eu-west", [decided, completion(decided)], 10)
+        except AuditUnavailable:
+            refused = True
+            break
+        tell(decided["id"])
+    assert refused, "the disk never filled"
+    ballast.unlink()
+    for number in range(5000, 5400):
+        decided = decision(number)
+        try:
+            await trail.append("eu-west", [decided, completion(decided)], 10)
+        except AuditUnavailable:
+            await asyncio.sleep(0.025)
+        else:
+            tell(decided["id"])
+            break
+    await trail.close()
+    tell(f"verified {verify(audit.path).result.name}")
+    store = SqliteAuditStore(audit.path / "eu-west.db", readonly=True)
+    for row in store.rows(1, 10**9):
+        written = json.loads(row.canonical)
+        if written["kind"] == "completion":
+            tell(f"{written['outcome']} {written['decision_id']}")
+
+import json
+from app.stores.sqlite import SqliteAuditStore
+asyncio.run(main())
+"""
+)
+
+
 def spawn(code, audit, life):
     return subprocess.Popen(
         [sys.executable, "-c", code, str(audit.path), str(life)],
@@ -113,10 +165,11 @@ async def restarted(audit):
     await trail.close()
 
 
+@pytest.mark.timeout(120 + 5 * POINTS)
 async def test_killed_at_any_point_every_answer_given_has_its_pair(audit, ends):
     draw = random.Random(20261122)
     acknowledged = set()
-    for life in range(10):
+    for life in range(POINTS):
         with spawn(_APPENDS, audit, life) as child:
             for _ in range(draw.randint(1, 120)):
                 acknowledged.add(child.stdout.readline().strip())
@@ -126,7 +179,9 @@ async def test_killed_at_any_point_every_answer_given_has_its_pair(audit, ends):
         outcomes = ends()
         assert {outcomes.get(each) for each in acknowledged} == {"served"}
         assert set(outcomes.values()) <= {"served", "lost"}
-    assert len(acknowledged) >= 10
+    assert len(acknowledged) >= POINTS
+    report = verify(audit.path)
+    assert report.result is Result.INTACT, report
 
 
 async def test_a_full_disk_refuses_loses_nothing_and_heals(audit, ends):
@@ -138,6 +193,31 @@ async def test_a_full_disk_refuses_loses_nothing_and_heals(audit, ends):
     assert any(int(each.removeprefix("d0-")) >= 3000 for each in acknowledged)
     await restarted(audit)
     assert set(ends().values()) == {"served"}
+
+
+def test_a_disk_without_room_refuses_loses_nothing_and_heals(tmp_path):
+    """ENOSPC for real: a small file system of its own, which only this process tree sees."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = f'mount -t tmpfs -o size=3m tmpfs {disk} && exec {sys.executable} -c "$CODE" {disk}/audit 0'
+    ran = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount],
+        cwd=ROOT,
+        env={**os.environ, "CODE": _ON_A_SMALL_DISK},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    if "unshare" in ran.stderr or "mount:" in ran.stderr:
+        pytest.skip(f"only root may mount a file system: {ran.stderr.strip()}")
+    assert ran.returncode == 0, ran.stderr
+    said = ran.stdout.split("\n")
+    acknowledged = {line for line in said if line.startswith("d0-")}
+    ends = dict(reversed(line.split(" ")) for line in said if line.startswith(("served ", "lost ")))
+    assert "verified INTACT" in said
+    assert {ends.get(each) for each in acknowledged} == {"served"}
+    assert any(int(each.removeprefix("d0-")) >= 5000 for each in acknowledged)
 
 
 @pytest.mark.usefixtures("trail")

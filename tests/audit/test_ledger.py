@@ -2,7 +2,7 @@
 
 import itertools
 import sqlite3
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import orjson
 import pytest
@@ -10,13 +10,16 @@ from structlog.testing import capture_logs
 
 from app.audit import checkpoint, record, seal
 from app.audit.checkpoint import Checkpoint
+from app.audit.findings import Result
 from app.audit.keys import FileKeys
 from app.audit.ledger import Held
 from app.audit.log import new_id
 from app.audit.merkle import consistency_proof, leaf_hash, verify_consistency, verify_inclusion
 from app.audit.merkle import inclusion_proof as prove
 from app.audit.place import Place
+from app.audit.reader import Filters, Reader
 from app.audit.tree import LogTree
+from app.audit.verify import verify
 from app.audit.writer import Trail, TrailError
 from app.stores.base import BUNDLE, Hold
 from app.stores.sqlite import SqliteAuditStore
@@ -201,9 +204,9 @@ async def test_retention_leaves_a_signed_floor_and_proofs_above_it(audit, pair, 
     await trail.start()
     old = datetime(2026, 1, 1, tzinfo=UTC)
     for _ in range(BUNDLE // 2 + 3):
-        decision, ended = pair(time=old)
+        decision, ended = pair(time=old, subject="ee" * 32)
         await trail.append("eu-west", [decision, {**ended, "time": decision["time"]}], 10)
-    await trail.append("eu-west", pair(), 10)
+    await trail.append("eu-west", pair(subject=WHO), 10)
     before = signed(await trail.checkpoint("eu-west"), place)
     await trail.close()
     again = Trail(settings, LOGS)
@@ -226,6 +229,30 @@ async def test_retention_leaves_a_signed_floor_and_proofs_above_it(audit, pair, 
     assert verify_inclusion(lines()[0].leaf, gone, after.size, proof, after.root)
     store.close()
     assert lines()[-1].columns["kind"] == "retention"
+    subjects = FileKeys(audit.key_directory).subject_keys("eu-west", readonly=True)
+    assert (subjects.get("ee" * 32), subjects.get(WHO) is None) == (None, False)  # the key goes with the last record
+    subjects.close()
+
+
+async def test_a_clock_that_goes_back_costs_no_record_and_no_proof(audit, pair):
+    trail = Trail(audit, LOGS)
+    await trail.start()
+    now = datetime.now(UTC)
+    for hours in (0, -3, 5, -24 * 365 * 60, -1):
+        decision, ended = pair(time=now + timedelta(hours=hours))
+        await trail.append("eu-west", [decision, {**ended, "time": decision["time"]}], 10)
+    await trail.close()
+    assert verify(audit.path).result is Result.INTACT
+    reader = Reader(audit, LOGS, ["demo"])
+    seen, cursor = [], None
+    for _ in range(20):
+        page = await reader.page(Filters(), cursor, 1)
+        seen += [(each["time"], each["seq"]) for each in page.records]
+        cursor = page.cursor
+        if cursor is None:
+            break
+    assert seen == sorted(seen)
+    assert {seq for _, seq in seen} == set(range(1, 11))
 
 
 async def test_two_checkpoints_of_one_log_are_consistent(trail, pair, place):

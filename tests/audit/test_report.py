@@ -1,16 +1,21 @@
 """Reports from real records: what each law asks for is counted right, and a report is the same text every time."""
 
+import asyncio
 import csv
 import io
 import itertools
 import json
 import re
+import shutil
+import sqlite3
 from collections import Counter
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 from functools import cache
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -19,11 +24,14 @@ from app.audit import record, report_form
 from app.audit.report import LAWS, compiled
 from app.audit.report_tables import Facts, LogState
 from app.audit.tally import MANY, OTHER, Period, tally
+from app.audit.writer import Trail
+from app.cli import tidegate
 from app.law import load_law
 from app.policy.ground import Ground
 from app.policy.residency import decide
 from app.settings_file import load_text
 from app.types import Evidence, Question
+from tests.running import KEY, running
 
 GOLDEN = Path(__file__).parent / "reports"
 YEAR = Period(date(2026, 1, 1), date(2026, 12, 31))
@@ -442,3 +450,146 @@ def test_memory_stays_bounded_whatever_the_records_say(world):
     assert figures.models["shop", OTHER] == 50
     unended = ({**decided, "id": f"x{number}"} for number in range(MANY + 50))
     assert tally(unended, laws=laws, period=YEAR, tenant=None, regions=()).open == {("gdpr",): MANY + 50}
+
+
+# --- the command
+
+
+async def written(world, directory):
+    """The world's records in a real trail below a directory, and the configuration beside it."""
+    file = directory / "gateway.yaml"
+    file.write_text(f"{CONFIG}audit: {{path: audit, retention: 36500d}}\n")
+    settings = load_text(file.read_text(), file, {})
+    trail = Trail(settings.audit, [*(region.id for region in settings.regions), "gateway"])
+    await trail.start()
+    try:
+        for each in world.records:
+            plain = {name: value for name, value in each.items() if name not in ("log", "seq")}
+            if plain["kind"] == "decision":
+                plain["subject"] = "ab" * 32 if each["log"] != "gateway" else None
+            await trail.append(each["log"], [plain], 10)
+    finally:
+        await trail.close()
+    return file
+
+
+def ran(*arguments):
+    result = CliRunner().invoke(tidegate, ["audit", "report", *map(str, arguments)])
+    return result.exit_code, result.output if result.exception is None else f"{result.output}{result.exception!r}"
+
+
+YEARLY = ("--from", "2026-01-01", "--to", "2026-12-31")
+
+
+async def test_the_command_writes_what_the_records_of_a_trail_say(world, tmp_path):
+    file = await written(lived(world), tmp_path)
+    code, text = ran("--config", file, "--law", "gdpr", "--format", "json", *YEARLY)
+    assert code == 0, text
+    sections = {each["id"]: each for each in json.loads(text)["sections"]}
+    told = {
+        each.id: [dict(zip(each.columns, row, strict=True)) for row in each.rows] for each in world.report().sections
+    }
+    for section in told.keys() - {"logs", "limits"}:
+        assert sections[section]["rows"] == told[section], section
+    assert {row["log"] for row in sections["logs"]["rows"]} >= {"eu-west", "us-east", "gateway"}
+    signed = {row["log"]: row["signed size"] for row in sections["logs"]["rows"]}
+    assert signed["eu-west"] == next(row["last number"] for row in sections["logs"]["rows"] if row["log"] == "eu-west")
+
+
+async def test_the_command_needs_no_configuration_and_no_private_key(world, tmp_path):
+    await written(lived(world), tmp_path)
+    shutil.rmtree(tmp_path / "keys")
+    target = tmp_path / "report.csv"
+    code, text = ran("--path", tmp_path / "audit", "--law", "pdpa", "--format", "csv", "-o", target, *YEARLY)
+    assert (code, text) == (0, "")
+    values = {row["value"] for row in csv.DictReader(io.StringIO(target.read_text(encoding="utf-8")))}
+    assert "sg-contract:sg-us" in values
+    assert "acme-sg" not in values
+
+
+async def test_the_command_leaves_out_what_lies_outside_of_the_days_named(world, tmp_path):
+    world.request("DE")
+    world.request("DE", time=datetime(2026, 3, 5, 23, 59, 59, 999999, tzinfo=UTC))
+    world.request("DE", time=datetime(2026, 3, 6, tzinfo=UTC))
+    file = await written(world, tmp_path)
+    code, text = ran(
+        "--config", file, "--law", "gdpr", "--format", "json", "--from", "2026-03-05", "--to", "2026-03-05"
+    )
+    assert code == 0, text
+    subjects = next(each for each in json.loads(text)["sections"] if each["id"] == "subjects")
+    assert [(row["permitted"], row["refused"]) for row in subjects["rows"]] == [(1, 0)]
+
+
+async def test_a_tenant_who_is_not_known_is_an_error_and_no_empty_report(world, tmp_path):
+    world.request("DE")
+    file = await written(world, tmp_path)
+    code, text = ran("--config", file, "--law", "gdpr", "--tenant", "bank", *YEARLY)
+    assert code == 0, text
+    code, text = ran("--config", file, "--law", "gdpr", "--tenant", "bnak", *YEARLY)
+    assert code == 2
+    assert "there is no tenant 'bnak'" in text
+
+
+async def test_a_record_that_cannot_be_read_is_told_in_one_line(world, tmp_path):
+    world.request("DE")
+    file = await written(world, tmp_path)
+    with closing(sqlite3.connect(tmp_path / "audit" / "eu-west.db")) as log, log:
+        log.execute("UPDATE records SET record = 'x' WHERE seq = 1")
+    code, text = ran("--config", file, "--law", "gdpr", *YEARLY)
+    assert code == 1
+    assert "`tidegate audit verify` says which" in text
+
+
+async def test_a_running_gateway_gives_the_same_report_as_its_files(tmp_path):
+    wanted = ("--law", "gdpr", "--format", "json", "--from", "2020-01-01", "--to", "9999-12-31")
+    config = ("--config", tmp_path / "tidegate.yaml")
+    async with running(tmp_path, residency={"posture": "transfer"}) as gateway:
+        await gateway.embed(X_Data_Subject="DE", X_Region="eu-west")
+        await gateway.embed(X_Data_Subject="DE", X_Region="us-east")
+        url = f"http://127.0.0.1:{gateway.port}"
+        code, asked = await asyncio.to_thread(ran, *config, "--url", url, "--key", KEY, *wanted)
+        assert code == 0, asked
+        code, refused = await asyncio.to_thread(ran, "--url", url, "--key", "wrong", *wanted)
+        assert (code, refused.count("\n")) == (1, 1), refused
+    code, read = ran(*config, *wanted)
+    assert code == 0, read
+    one, other = ({each["id"]: each for each in json.loads(text)["sections"]} for text in (asked, read))
+    # That the gateway was asked is an event, which its files hold as well by now.
+    assert [name for name in one if one[name] != other[name]] == ["rights", "logs"]
+    assert one["inside:gdpr"]["rows"] == [
+        {
+            "country": "IE",
+            "region": "eu-west",
+            "recipient": "acme-eu-west",
+            "role": "processor",
+            "basis": "within the EEA",
+            "article": "GDPR 44",
+            "rule and instrument": "gdpr-eu",
+            "requests": 1,
+        }
+    ]
+    assert [(row["error"], row["reason"], row["requests"]) for row in one["refusals"]["rows"]] == [
+        ("residency_denied", "DENY_CERT_MISSING", 1)
+    ]
+
+
+def test_every_field_of_a_record_stands_in_the_table_of_other_schemas(world):
+    lived(world)
+    page = Path("docs/audit.md").read_text(encoding="utf-8").partition("## In other schemas")[2]
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.MULTILINE)
+    assert {name for name, _ in rows} == {field for each in world.records for field in each}
+    assert len(rows) == len({name for name, _ in rows})
+    assert all(row.count("|") == 2 for _, row in rows)
+
+
+def test_wrong_usage_of_the_command_is_one_line(tmp_path):
+    (tmp_path / "audit").mkdir()
+    for arguments, told in [
+        (("--law", "gdpr", "--from", "2026-02-01", "--to", "2026-01-01"), "is before --from"),
+        (("--law", "hipaa", *YEARLY), "'hipaa' is not one of"),
+        (("--law", "gdpr", "--from", "yesterday", "--to", "2026-01-01"), "does not match the format"),
+        (("--law", "gdpr", *YEARLY), "there is no audit log in"),
+    ]:
+        code, text = ran("--path", tmp_path / "audit", *arguments)
+        assert code == 2, text
+        assert told in text

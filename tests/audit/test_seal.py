@@ -105,6 +105,14 @@ def test_one_altered_bit_is_noticed(data):
         opened({**stored, "personal": base64.b64encode(text).decode()}, KEY, LOG)
 
 
+def test_a_respelt_text_is_noticed():
+    stored = sealed(PLAIN, KEY, NONCE, LOG)
+    for text in (f" {stored['personal']}", f"{stored['personal']}\n", stored["personal"].replace("A", "A!", 1)):
+        assert text != stored["personal"]
+        with pytest.raises(SealError):
+            opened({**stored, "personal": text}, KEY, LOG)
+
+
 @pure
 @given(st.text() | st.binary(max_size=64).map(lambda raw: base64.b64encode(raw).decode()) | st.integers())
 def test_anything_else_in_its_place_is_an_error_of_ours(text):

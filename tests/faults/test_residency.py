@@ -6,24 +6,31 @@ it fail, redirect to another region, cut its answers, or talk nonsense. FAULT_RE
 """
 
 import asyncio
+import json
 import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from app.audit.findings import Result
+from app.audit.keys import FileKeys
+from app.audit.pseudonym import Pseudonyms
+from app.audit.verify import verify
 from tests.fleet.servers import Answer, Request, cut_at_once, cut_in_the_body, hang, junk, reply, stream
-from tests.running import EMBEDDING, REGIONS, Running, Upstream, running
+from tests.running import EMBEDDING, REGIONS, Running, Upstream, configuration, gateway, running
 
 REQUESTS = int(os.environ.get("FAULT_REQUESTS", "800"))
 CLIENTS = 24
 EU = {"eu-west", "eu-central"}
 PERMITTED = {"DE": EU, "FR": EU, "NO": EU, "SG": {"ap-southeast"}, "GB": set(), "US": set(REGIONS), "GL": set()}
-OUTCOMES = {200, 422, 451, 502, 503, 504}
+OUTCOMES = {200, 421, 422, 451, 502, 503, 504}
+PEOPLE = 40
 
 
 async def slow(writer: asyncio.StreamWriter, request: Request) -> None:
@@ -93,7 +100,12 @@ def requests(draw: random.Random) -> Callable[[int], tuple[str, dict[str, Any], 
     def make(number: int) -> tuple[str, dict[str, Any], dict[str, str]]:
         subject = draw.choice(list(PERMITTED))
         mark = f"subject={subject};number={number}"
-        headers = {"X-Data-Subject": subject, "X-Request-Timeout-Ms": "400", "X-Request-Id": f"storm-{number}"}
+        headers = {
+            "X-Data-Subject": subject,
+            "X-Subject-Id": f"person {number % PEOPLE} of {subject}",
+            "X-Request-Timeout-Ms": "400",
+            "X-Request-Id": f"storm-{number}",
+        }
         if draw.random() < 0.3:
             headers["X-Region"] = draw.choice(list(REGIONS))
         if draw.random() < 0.3:
@@ -117,10 +129,10 @@ async def send(gateway: Running, path: str, body: dict[str, Any], headers: dict[
         return 200  # a stream that its region cut in the middle
 
 
-def strays(gateway: Running) -> list[tuple[str, str]]:
+def strays(upstreams: dict[str, Upstream]) -> list[tuple[str, str]]:
     """Every (region, line of the request) whose body says that it should not be there."""
     found = []
-    for name, upstream in gateway.upstreams.items():
+    for name, upstream in upstreams.items():
         for post in upstream.server.requests:
             if post.line.startswith("GET"):
                 assert not post.body  # a probe carries nothing of anyone's
@@ -131,36 +143,72 @@ def strays(gateway: Running) -> list[tuple[str, str]]:
     return found
 
 
+async def complete(gateway: Running) -> int:
+    """Check that each decision has one completion, and names no region but those permitted; how many decisions."""
+    records = [record for record in await gateway.records() if record["kind"] in {"decision", "completion"}]
+    decisions = {record["id"] for record in records if record["kind"] == "decision"}
+    completions = Counter(record["decision_id"] for record in records if record["kind"] == "completion")
+    assert set(completions) == decisions
+    assert set(completions.values()) == {1}
+    for record in records:
+        regions = {record["region"], *(attempt["region"] for attempt in record.get("attempts", ()))} - {None}
+        assert regions <= PERMITTED[record["subject_country"]], record
+    return len(decisions)
+
+
+def traces(directory: Path, people: set[str]) -> set[tuple[str, str]]:
+    """Files of a gateway's trail and keys that hold an id of these people, or a pseudonym by any of its keys."""
+    names = Pseudonyms(FileKeys(directory / "keys"))
+    marks = set(people)
+    for person in people:
+        marks |= names.known(REGIONS, ["demo"], person)
+    files = [*(directory / "audit").rglob("*"), *(directory / "keys").rglob("*")]
+    found = set()
+    for file in files:
+        if file.is_file():
+            content = file.read_bytes()
+            found |= {(file.name, mark) for mark in marks if mark.encode() in content}
+    return found
+
+
 @pytest.mark.timeout(1800)
 async def test_no_request_strays(tmp_path: Path) -> None:
+    """Through a gateway on the neutral edge, one that stands in the US and one in the EU, before the same regions."""
     draw = random.Random(20_261_122)
     resilience = {"breaker": {"recovery": "1s"}, "health": {"interval": "300ms", "timeout": "1s"}}
-    async with running(tmp_path, *REGIONS, resilience=resilience) as gateway:
+    async with AsyncExitStack() as stack:
+        edge = await stack.enter_async_context(running(tmp_path, *REGIONS, resilience=resilience))
+        gateways = [edge]
+        for standing in ("us-east", "eu-west"):
+            (tmp_path / standing).mkdir()
+            changes = {"gateway": {"region": standing}, "resilience": resilience}
+            file = tmp_path / standing / "tidegate.yaml"
+            file.write_text(json.dumps(configuration(edge.upstreams, changes)))
+            gateways.append(await stack.enter_async_context(gateway(tmp_path / standing, file)))
         over = asyncio.Event()
-        weather = asyncio.create_task(storm(gateway.upstreams, over, draw))
+        weather = asyncio.create_task(storm(edge.upstreams, over, draw))
         make, statuses = requests(draw), Counter[int]()
         queue = iter(range(REQUESTS))
 
         async def client() -> None:
             for number in queue:
-                statuses[await send(gateway, *make(number))] += 1
+                statuses[await send(gateways[number % 4 % 3], *make(number))] += 1
 
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
         over.set()
         seen = await weather
-        posts = {name: len(upstream.posts) for name, upstream in gateway.upstreams.items()}
+        posts = {name: len(upstream.posts) for name, upstream in edge.upstreams.items()}
         print(f"\n{REQUESTS} requests: {dict(statuses)}; reached {posts}; weather {dict(seen)}")
-        assert strays(gateway) == []
+        assert strays(edge.upstreams) == []
         assert set(statuses) <= OUTCOMES
         assert statuses[200] > REQUESTS // 20
+        assert statuses[421] > REQUESTS // 20
         assert all(posts.values())
         assert seen["killed"] > 3
-        records = await gateway.records()
-        decisions = {record["id"] for record in records if record["kind"] == "decision"}
-        completions = Counter(record["decision_id"] for record in records if record["kind"] == "completion")
-        assert len(decisions) == REQUESTS
-        assert set(completions) == decisions
-        assert set(completions.values()) == {1}
-        for record in records:
-            regions = {record["region"], *(attempt["region"] for attempt in record.get("attempts", ()))} - {None}
-            assert regions <= PERMITTED[record["subject_country"]], record
+        assert sum([await complete(each) for each in gateways]) == REQUESTS
+    europeans = {f"person {number} of {code}" for code in ("DE", "FR", "NO") for number in range(PEOPLE)}
+    for directory, lawful in ((tmp_path, EU), (tmp_path / "us-east", set()), (tmp_path / "eu-west", EU)):
+        found = traces(directory, europeans)
+        assert {file.partition(".")[0] for file, _ in found} == lawful
+        assert not {mark for _, mark in found} & europeans
+        assert verify(directory / "audit").result is Result.INTACT

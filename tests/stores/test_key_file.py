@@ -105,6 +105,31 @@ for each in range(50):
     assert names(file) == sorted(f"{each}.key" for each in range(50))
 
 
+def test_a_maker_does_not_mind_one_who_replaces(file):
+    script = """
+import sys
+from pathlib import Path
+from app.stores import key_file
+directory, action = Path(sys.argv[1]), getattr(key_file, sys.argv[2])
+input()
+for each in range(150):
+    action(directory / f"{each}.key")
+"""
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, file.parent, action], cwd=ROOT, stdin=subprocess.PIPE, text=True
+        )
+        for action in ("obtain", "replace")
+    ]
+    for each in both:
+        each.stdin.write("\n")
+        each.stdin.flush()
+    for each in both:
+        each.communicate(timeout=60)
+    assert [each.returncode for each in both] == [0, 0]
+    assert names(file) == sorted(f"{each}.key" for each in range(150))
+
+
 _DIES = """
 import shutil, sys
 from pathlib import Path

@@ -131,7 +131,7 @@ def test_a_reader_sees_what_the_writer_makes_and_destroys(keys, reader):
     assert reader.get(ANNA) is None
     key = keys.obtain([ANNA])[ANNA]
     assert [reader.get(ANNA), reader.get(ANNA)] == [key, key]
-    keys.destroy(ANNA)
+    keys.destroy([ANNA])
     assert reader.get(ANNA) is None
 
 
@@ -144,7 +144,7 @@ def test_a_reader_makes_nothing_and_finds_what_is_made_later(directory):
     writer = opened(directory)
     key = writer.obtain([ANNA])[ANNA]
     assert reader.get(ANNA) == key
-    for change_it in (lambda: reader.obtain([BERTA]), lambda: reader.destroy(ANNA), reader.rotate):
+    for change_it in (lambda: reader.obtain([BERTA]), lambda: reader.destroy([ANNA]), reader.rotate):
         with pytest.raises(StoreError, match="reading only"):
             change_it()
     reader.close()
@@ -168,7 +168,7 @@ reader.close()
         [sys.executable, "-c", script, directory], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout.readline().strip() == key.hex()
-        assert keys.destroy(ANNA)
+        assert keys.destroy([ANNA])
         assert other.communicate("\n", timeout=60)[0].strip() == "None"
 
 
@@ -209,14 +209,15 @@ def test_destroying_leaves_no_byte_of_the_key(keys, directory):
     keys.obtain([ANNA, BERTA])
     gone = wrapped(directory, ANNA)
     assert gone in everything(directory)
-    assert keys.destroy(ANNA)
+    assert keys.destroy([ANNA]) == 1
+    assert keys.scrub()
     bytes_there = everything(directory)
     assert (directory / "eu-west.subjects.db-wal").stat().st_size == 0
     for part in (gone, gone[:12], gone[12:44], gone[44:], ANNA.encode()):
         assert part not in bytes_there
     assert wrapped(directory, BERTA) in bytes_there
     assert keys.get(ANNA) is None
-    assert not keys.destroy(ANNA)
+    assert not keys.destroy([ANNA])
 
 
 def test_no_key_stays_behind_where_pages_split_and_merge(directory, keys):
@@ -229,7 +230,8 @@ def test_no_key_stays_behind_where_pages_split_and_merge(directory, keys):
         alive.update(keys._db.connection.execute("SELECT pseudonym, wrapped FROM subjects").fetchall())
         for each in draw.sample(sorted(alive), 30):
             gone.append(alive.pop(each))
-            assert keys.destroy(each)
+            assert keys.destroy([each]) == 1
+    assert keys.scrub()
     bytes_there = everything(directory)
     assert [each for each in gone if each[12:44] in bytes_there] == []
     assert all(bytes_there.count(each) == 1 for each in alive.values())
@@ -237,7 +239,7 @@ def test_no_key_stays_behind_where_pages_split_and_merge(directory, keys):
 
 def test_a_new_key_after_an_erasure_is_another(keys):
     before = keys.obtain([ANNA])[ANNA]
-    keys.destroy(ANNA)
+    keys.destroy([ANNA])
     assert keys.obtain([ANNA])[ANNA] != before
 
 
@@ -249,12 +251,12 @@ def test_a_reader_in_the_way_is_said_and_the_next_attempt_ends_it(directory):
     other = sqlite3.connect(directory / "eu-west.subjects.db", isolation_level=None)
     other.execute("BEGIN")
     other.execute("SELECT count(*) FROM subjects").fetchone()
-    with pytest.raises(StoreError, match="another process is reading"):
-        keys.destroy(ANNA)
+    assert keys.destroy([ANNA]) == 1
+    assert not keys.scrub()
     assert keys.get(ANNA) is None
     other.execute("COMMIT")
     other.close()
-    keys.destroy(ANNA)
+    assert keys.scrub()
     assert gone not in everything(directory)
     keys.close()
 
@@ -294,7 +296,7 @@ def test_a_damaged_row_stops_a_rotation_and_harms_no_key(keys, directory):
     with pytest.raises(StoreError, match="damaged"):
         keys.rotate()
     assert keys.get(ANNA) == made[ANNA]
-    keys.destroy(BERTA)
+    keys.destroy([BERTA])
     keys.rotate()
     assert keys.get(ANNA) == made[ANNA]
     assert not list(directory.glob("*.next"))
@@ -370,12 +372,13 @@ def check():
     found = known()
     assert found in (made, {**made, NAMES[1]: None})
     store = opened()
-    store.destroy(NAMES[1])
+    store.destroy([NAMES[1]])
+    assert store.scrub()
     assert gone not in everything()
     store.close()
     assert known() == {**made, NAMES[1]: None}
 
-print(at_every_line(again, lambda: opened().destroy(NAMES[1]), check, FILES))
+print(at_every_line(again, lambda: opened().destroy([NAMES[1]]), check, FILES))
 """
 )
 
@@ -500,7 +503,7 @@ def test_nothing_is_written_to_files_that_were_replaced(keys, directory, ending)
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content)
-    for write in (lambda: keys.obtain([BERTA]), lambda: keys.destroy(ANNA), keys.rotate):
+    for write in (lambda: keys.obtain([BERTA]), lambda: keys.destroy([ANNA]), keys.rotate):
         with pytest.raises(StoreError, match="replaced"):
             write()
 
@@ -509,6 +512,6 @@ def test_a_closed_store_opens_nothing_again(keys):
     keys.obtain([ANNA])
     keys.close()
     keys.close()
-    for use in (lambda: keys.get(ANNA), lambda: keys.obtain([ANNA]), lambda: keys.destroy(ANNA)):
+    for use in (lambda: keys.get(ANNA), lambda: keys.obtain([ANNA]), lambda: keys.destroy([ANNA])):
         with pytest.raises(StoreError):
             use()

@@ -181,6 +181,10 @@ def test_sets_hold_what_the_gateway_sends() -> None:
         "/v1/regions",
         "/v1/route/explain",
         "/v1/audit/logs",
+        "/v1/audit/export",
+        "/v1/audit/records/0/proof",
+        "/v1/audit/checkpoint",
+        "/v1/audit/verify",
         "/v2/models/dynamic-moe/versions/1/infer",
     }
     assert {endpoint_of(path) for path in paths} == set(ENDPOINTS)

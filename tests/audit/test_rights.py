@@ -1,0 +1,517 @@
+"""Erasure, access and legal holds over real logs: what is forgotten, what is kept, and what breaks off in the middle."""
+
+import asyncio
+import json
+import signal
+import sqlite3
+import subprocess
+import sys
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from app.audit.findings import Result
+from app.audit.keys import FileKeys
+from app.audit.officer import Actor
+from app.audit.opener import Opener
+from app.audit.pseudonym import Pseudonyms
+from app.audit.record import canonical
+from app.audit.rights import Rights
+from app.audit.saved import Saved
+from app.audit.verify import verify
+from app.audit.writer import Trail
+from app.config import Settings
+from app.errors import AuditUnavailable, Forbidden, InvalidRequest, NotFound
+
+ROOT = Path(__file__).resolve().parents[2]
+LOGS = ("eu-west", "us-east", "gateway")
+OFFICER = Actor("acme", "00000000", "officer-1")
+ANNA = "anna.müller@example.org"
+
+
+@pytest.fixture
+def settings(audit):
+    regions = [
+        {"id": "eu-west", "country": "IE", "latitude": 53, "longitude": -6, "operator": {"name": "acme-eu"}},
+        {"id": "us-east", "country": "US", "latitude": 38, "longitude": -77, "operator": {"name": "acme-us"}},
+    ]
+    tenants = [{"id": "demo"}, {"id": "other"}]
+    return Settings(version=1, regions=regions, tenants=tenants, audit=audit)
+
+
+@pytest.fixture
+async def rights(trail, audit, settings):
+    return Rights(trail, audit, settings)
+
+
+@pytest.fixture
+def write(trail, audit, pair):
+    """Appends a request of a person (or of nobody) to a log: decision and completion."""
+    pseudonyms = Pseudonyms(FileKeys(audit.key_directory))
+
+    async def append(subject_id, log="eu-west", tenant="demo", **fields):
+        subject = await pseudonyms.of(log, tenant, subject_id)
+        decision, ended = pair(subject=subject, tenant=tenant, region=log, **fields)
+        await trail.append(log, [decision, ended], 10)
+        return decision
+
+    return append
+
+
+def intact(audit):
+    report = verify(audit.path)
+    assert report.result == Result.INTACT, report.as_json()
+
+
+def rows(audit, log):
+    """A log's records as they are stored."""
+    with closing(sqlite3.connect(audit.path / f"{log}.db")) as db:
+        return [json.loads(each) for (each,) in db.execute("SELECT record FROM records ORDER BY seq")]
+
+
+@asynccontextmanager
+async def open_trail(audit):
+    trail = Trail(audit, LOGS)
+    with capture_logs():
+        await trail.start()
+        try:
+            yield trail
+        finally:
+            await trail.close()
+
+
+def files(audit):
+    return {
+        path: path.read_bytes()
+        for top in (audit.path, audit.key_directory)
+        for path in top.rglob("*")
+        if path.is_file()
+    }
+
+
+def where(text, audit):
+    """The files in which a text stands, in the bytes that it may have there."""
+    forms = {text.encode(), text.encode("latin-1", "replace"), json.dumps(text).encode()[1:-1]}
+    return sorted({str(path) for path, content in files(audit).items() for form in forms if form in content})
+
+
+async def disclosed(rights, subject_id, tenant=None):
+    lines = b"".join([part async for part in await rights.access(subject_id, tenant, OFFICER)]).splitlines()
+    summary, *records = map(json.loads, lines)
+    return summary, records
+
+
+def pseudonym_of(audit, log, subject_id=ANNA, tenant="demo"):
+    (found,) = Pseudonyms(FileKeys(audit.key_directory)).known([log], [tenant], subject_id)
+    return found
+
+
+async def test_an_erased_person_is_in_no_byte_and_the_trail_still_proves(rights, trail, audit, write, stored, tmp_path):
+    kept = []
+    for number in range(150):
+        await write(ANNA, ("eu-west", "us-east")[number % 2], request_id=f"anna-was-here-{number}", trace_id="ab" * 16)
+        kept.append((await write(f"person-{number}", request_id=f"other-{number}"))["request_id"])
+    pseudonyms = [pseudonym_of(audit, log) for log in ("eu-west", "us-east")]
+    assert all(where(each, audit) for each in pseudonyms)
+    note = tmp_path / "saved.note"
+    note.write_text(await trail.checkpoint("eu-west"))
+
+    erasure = (await rights.erase(ANNA, None, OFFICER)).as_json()
+
+    assert (erasure["known"], erasure["tenant"], erasure["records"]) == (True, "demo", 300)
+    assert [(each["log"], each["records"]) for each in erasure["logs"]] == [("eu-west", 150), ("us-east", 150)]
+    await trail.close()
+    for gone in (*pseudonyms, ANNA, "anna-was-here-"):
+        assert where(gone, audit) == []
+    assert [each for each in kept if not where(each, audit)] == []
+    report = verify(audit.path, [Saved.read(note)])
+    assert report.result == Result.INTACT, report.as_json()
+    for each in erasure["logs"]:
+        told = rows(audit, each["log"])[-1]
+        assert (told["id"], told["kind"], told["outcome"], told["subject"]) == (each["id"], "erasure", "erased", None)
+        assert (told["tenant"], told["key_id"], told["request_id"]) == ("acme", "00000000", "officer-1")
+        assert told["detail"] == {"tenant": "demo", "records": each["records"]}
+
+
+async def test_erased_records_answer_with_nulls(rights, audit, write):
+    decision = await write(ANNA, trace_id="ab" * 16)
+    pseudonym = decision["subject"]
+    await rights.erase(ANNA, None, OFFICER)
+    with Opener(FileKeys(audit.key_directory)) as opener:
+        opened = [opener.opened("eu-west", canonical(each), pseudonym) for each in rows(audit, "eu-west")[:2]]
+    assert [each["kind"] for each in opened] == ["decision", "completion"]
+    assert {(each["subject"], each["request_id"], each["trace_id"]) for each in opened} == {(None, None, None)}
+    assert all(each["personal"] for each in opened)
+
+
+async def test_nobody_known_is_said_and_not_recorded(rights, audit, write):
+    await write("somebody")
+    before = {log: rows(audit, log) for log in LOGS}
+    erasure = await rights.erase(ANNA, None, OFFICER)
+    assert erasure.as_json() == {"known": False, "tenant": None, "records": 0, "logs": []}
+    assert (await rights.erase(ANNA, "demo", OFFICER)).as_json()["known"] is False
+    assert {log: rows(audit, log) for log in LOGS} == before
+
+
+async def test_twice_is_as_good_as_once(rights, audit, write):
+    await write(ANNA)
+    assert (await rights.erase(ANNA, None, OFFICER)).as_json()["records"] == 2
+    assert (await rights.erase(ANNA, None, OFFICER)).as_json()["known"] is False
+    assert [each["kind"] for each in rows(audit, "eu-west")] == ["decision", "completion", "erasure"]
+
+
+async def test_a_person_of_several_tenants_needs_the_tenant_named(rights, write, audit):
+    await write(ANNA, "eu-west", "other")
+    await write(ANNA, "us-east", "demo")
+    for asked in (rights.erase, rights.access):
+        with pytest.raises(InvalidRequest) as refused:
+            await asked(ANNA, None, OFFICER)
+        assert (refused.value.message_id, refused.value.param) == ("invalid_request.tenant_ambiguous", "tenant")
+        assert refused.value.values["expected"] == ["demo", "other"]
+    erasure = (await rights.erase(ANNA, "other", OFFICER)).as_json()
+    assert [(each["log"], each["records"]) for each in erasure["logs"]] == [("eu-west", 2)]
+    summary, _ = await disclosed(rights, ANNA)
+    assert (summary["tenant"], summary["records"]) == ("demo", 2)
+
+
+async def test_a_tenant_that_is_no_longer_configured_is_taken_by_its_name(rights, write):
+    await write(ANNA, tenant="former")
+    assert (await rights.erase(ANNA, None, OFFICER)).as_json()["known"] is False
+    with pytest.raises(InvalidRequest) as refused:
+        await rights.erase(ANNA, "fromer", OFFICER)
+    assert (refused.value.message_id, refused.value.values) == ("invalid_request.tenant_unknown", {"value": "fromer"})
+    assert (await rights.erase("somebody else", "former", OFFICER)).as_json()["known"] is False
+    assert (await rights.erase(ANNA, "former", OFFICER)).as_json()["records"] == 2
+
+
+async def test_a_dry_run_tells_and_does_nothing(rights, write, audit):
+    await write(ANNA)
+    told = (await rights.erase(ANNA, None, OFFICER, dry_run=True)).as_json()
+    assert told["logs"] == [{"log": "eu-west", "records": 2, "id": None}]
+    assert len(rows(audit, "eu-west")) == 2
+    assert (await disclosed(rights, ANNA))[0]["records"] == 2
+
+
+async def test_a_request_id_that_names_the_person_is_not_recorded(rights, trail, audit, write):
+    await write(ANNA)
+    officer = Actor("acme", "00000000", f"erase-{ANNA}")
+    _ = [part async for part in await rights.access(ANNA, None, officer)]
+    placed = await rights.hold("a note", officer, subject_id=ANNA)
+    await rights.release(placed.hold.id, OFFICER)
+    await rights.erase(ANNA, None, officer)
+    await trail.close()
+    assert where(ANNA, audit) == []
+    assert [each["request_id"] for each in rows(audit, "gateway")] == [None]
+
+
+async def test_a_returning_person_gets_a_new_key(rights, trail, audit, write):
+    first = await write(ANNA)
+    keys = FileKeys(audit.key_directory).subject_keys("eu-west", readonly=True)
+    old = keys.get(first["subject"])
+    await rights.erase(ANNA, None, OFFICER)
+    assert keys.get(first["subject"]) is None
+    await write(ANNA, request_id="back-again")
+    assert keys.get(first["subject"]) not in (None, old)
+    keys.close()
+    summary, records = await disclosed(rights, ANNA)
+    assert [each["request_id"] for each in records] == ["back-again", "back-again"]
+    assert (await rights.erase(ANNA, None, OFFICER)).as_json()["records"] == 2
+    await trail.close()
+    assert where(first["subject"], audit) == []
+    intact(audit)
+
+
+async def test_a_request_in_flight_leaves_no_name(rights, trail, audit, pair):
+    subject = await Pseudonyms(FileKeys(audit.key_directory)).of("eu-west", "demo", ANNA)
+    requests = [pair(subject=subject, request_id=f"anna-was-here-{number}") for number in range(3)]
+    for decision, _ in requests:
+        await trail.append("eu-west", [decision], 10)
+    assert (await rights.erase(ANNA, None, OFFICER)).as_json()["records"] == 3
+    await trail.append("eu-west", [requests[0][1]], 10)
+    await trail.append("eu-west", [requests[1][1]], 10)
+    await trail.close()
+    assert where(subject, audit) == []
+    assert where("anna-was-here", audit) == []
+    again = Trail(audit, LOGS)
+    with capture_logs():
+        await again.start()
+    await again.close()
+    assert where("anna-was-here", audit) == []
+    ends = [each for each in rows(audit, "eu-west") if each["kind"] == "completion"]
+    assert [each["outcome"] for each in ends] == ["served", "served", "lost"]
+    assert {(each["subject"], each["request_id"]) for each in ends} == {(None, None)}
+    intact(audit)
+
+
+async def test_requests_of_the_person_come_while_they_are_erased(rights, trail, audit, write):
+    """Whatever lands before an erasure is forgotten; whatever lands after it is a new person's."""
+
+    async def come(number):
+        for each in range(15):
+            await write(ANNA, ("eu-west", "us-east")[number % 2], request_id=f"r-{number}-{each}-end")
+
+    coming = [asyncio.create_task(come(number)) for number in range(6)]
+    for _ in range(5):
+        await rights.erase(ANNA, None, OFFICER)
+        await asyncio.sleep(0.01)
+    await asyncio.gather(*coming)
+    await rights.erase(ANNA, None, OFFICER)
+    await trail.close()
+    for log in ("eu-west", "us-east"):
+        assert where(pseudonym_of(audit, log), audit) == []
+    assert [n for n in range(6) for each in range(15) if where(f"r-{n}-{each}-end", audit)] == []
+    intact(audit)
+
+
+# --- legal holds
+
+
+async def test_a_hold_keeps_everything_in_every_log_from_being_erased(rights, trail, audit, write):
+    await write(ANNA, "us-east")
+    placed = (await rights.hold("case 17", OFFICER, subject_id=ANNA)).as_json()
+    assert [each["log"] for each in placed["logs"]] == ["us-east"]
+    await write(ANNA, "eu-west")
+    before = {log: rows(audit, log) for log in LOGS}
+    for dry_run in (True, False):
+        with pytest.raises(Forbidden) as refused:
+            await rights.erase(ANNA, None, OFFICER, dry_run=dry_run)
+        assert (refused.value.message_id, refused.value.values) == ("forbidden.held", {"holds": [placed["id"]]})
+    assert {log: rows(audit, log) for log in LOGS} == before
+    assert (await disclosed(rights, ANNA))[0]["records"] == 5  # with the hold's own
+    await rights.release(placed["id"], OFFICER)
+    assert (await rights.erase(ANNA, None, OFFICER)).as_json()["records"] == 6
+    await trail.close()
+    for log in ("eu-west", "us-east"):
+        assert where(pseudonym_of(audit, log), audit) == []
+    intact(audit)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "held"),
+    [
+        ({"tenant": "demo"}, True),
+        ({"tenant": "other"}, False),
+        ({"since": "2026-01-01T00:00:00.000000Z"}, True),
+        ({"since": "2999-01-01T00:00:00.000000Z"}, False),
+        ({"until": "2999-01-01T00:00:00.000000Z"}, True),
+        ({"until": "2026-01-01T00:00:00.000000Z"}, False),
+        ({"tenant": "demo", "since": "2026-01-01T00:00:00.000000Z", "until": "2999-01-01T00:00:00.000000Z"}, True),
+        ({}, True),
+    ],
+)
+async def test_a_hold_matches_by_tenant_and_time(rights, write, bounds, held):
+    await write(ANNA, time=datetime(2026, 6, 1, tzinfo=UTC))
+    placed = await rights.hold("a note", OFFICER, **bounds)
+    assert [log for log, _ in placed.logs] == list(LOGS)
+    if held:
+        with pytest.raises(Forbidden):
+            await rights.erase(ANNA, None, OFFICER)
+    else:
+        assert (await rights.erase(ANNA, None, OFFICER)).as_json()["records"] == 2
+
+
+async def test_a_hold_on_nobody_or_on_no_tenant_is_refused(rights, audit):
+    with pytest.raises(NotFound) as refused:
+        await rights.hold("a note", OFFICER, subject_id=ANNA)
+    assert refused.value.message_id == "not_found.person"
+    with pytest.raises(InvalidRequest) as refused:
+        await rights.hold("a note", OFFICER, tenant="nobody")
+    assert refused.value.message_id == "invalid_request.tenant_unknown"
+    assert await rights.holds() == []
+    assert [rows(audit, log) for log in LOGS] == [[], [], []]
+
+
+async def test_holds_are_listed_recorded_without_their_notes_and_released(rights, trail, audit, write):
+    await write(ANNA)
+    await write("bert", tenant="other")
+    first = await rights.hold("about anna", OFFICER, subject_id=ANNA)
+    second = await rights.hold("about all of other", OFFICER, tenant="other", until="2999-01-01T00:00:00.000000Z")
+    listed = [each.as_json() for each in await rights.holds()]
+    assert [(each["note"], each["tenant"], each["to"]) for each in listed] == [
+        ("about anna", "demo", None),
+        ("about all of other", "other", "2999-01-01T00:00:00.000000Z"),
+    ]
+    assert listed[0]["logs"] == [{"log": "eu-west", "subject": pseudonym_of(audit, "eu-west")}]
+    assert [each["log"] for each in listed[1]["logs"]] == sorted(LOGS, key=LOGS.index)
+    assert listed == [first.as_json(), second.as_json()]
+
+    for hold in (first, second):
+        await rights.release(hold.hold.id, OFFICER)
+        with pytest.raises(NotFound) as refused:
+            await rights.release(hold.hold.id, OFFICER)
+        assert (refused.value.message_id, refused.value.values) == ("not_found.hold", {"hold": hold.hold.id})
+    assert await rights.holds() == []
+    told = [each for each in rows(audit, "eu-west") if each["kind"] == "hold"]
+    actions = [(each["outcome"], each["detail"]["action"], each["detail"]["hold"]) for each in told]
+    assert actions == [
+        (action, action, hold.hold.id) for action in ("placed", "released") for hold in (first, second)
+    ] or actions == [
+        ("placed", "placed", first.hold.id),
+        ("placed", "placed", second.hold.id),
+        ("released", "released", first.hold.id),
+        ("released", "released", second.hold.id),
+    ]
+    await trail.close()
+    assert where("about ", audit) == []
+    intact(audit)
+
+
+async def test_a_hold_beats_retention(audit, settings, pair):
+    """Records past retention go when the writer starts; the first that a hold matches stays, with all behind it."""
+    pseudonyms = Pseudonyms(FileKeys(audit.key_directory))
+    async with open_trail(audit) as trail:
+        for day in range(4):
+            old = datetime.now(UTC) - timedelta(days=10 - day)
+            subject = await pseudonyms.of("eu-west", "demo", ANNA if day == 2 else "bert")
+            decision, ended = pair(subject=subject, time=old, request_id=f"day-{day}")
+            await trail.append("eu-west", [decision, {**ended, "time": decision["time"]}], 10)
+        placed = await Rights(trail, audit, settings).hold("a note", OFFICER, subject_id=ANNA)
+    short = audit.model_copy(update={"retention": 86400.0})
+    async with open_trail(short) as trail:
+        await trail.checkpoint("eu-west")  # the deletion is done before what is asked for afterwards
+        await trail.checkpoint("eu-west")
+        rights = Rights(trail, short, settings)
+        summary, records = await disclosed(rights, ANNA)
+        assert [each["request_id"] for each in records if each["kind"] == "decision"] == ["day-2"]
+        assert summary["logs"][0]["holds"] == [placed.hold.id]
+        bert, _ = await disclosed(rights, "bert")
+        assert bert["records"] == 2  # the day behind the one held; the two before it are gone
+        await rights.release(placed.hold.id, OFFICER)
+    async with open_trail(short) as trail:
+        await trail.checkpoint("eu-west")
+        await trail.checkpoint("eu-west")
+        assert {each["kind"] for each in rows(audit, "eu-west")} <= {"hold", "retention"}
+    intact(audit)
+
+
+# --- access
+
+
+async def test_access_discloses_everything_about_one_person(rights, audit, write, trail):
+    await write("somebody else")
+    await write(ANNA, model="minilm", subject_country="DE", trace_id="ab" * 16)
+    await write(ANNA, "us-east", model="llama")
+    hold = await rights.hold("a note", OFFICER, subject_id=ANNA)
+    summary, records = await disclosed(rights, ANNA)
+    assert {(each["log"], each["kind"]) for each in records} == {
+        (log, kind) for log in ("eu-west", "us-east") for kind in ("decision", "completion", "hold")
+    }
+    assert {each["subject"] for each in records} == {pseudonym_of(audit, log) for log in ("eu-west", "us-east")}
+    assert records[0]["trace_id"] == "ab" * 16
+    assert (summary["kind"], summary["tenant"], summary["known"]) == ("access", "demo", True)
+    assert (summary["records"], summary["retention_s"]) == (6, 365 * 86400)
+    assert [(each["log"], each["records"], each["holds"]) for each in summary["logs"]] == [
+        ("eu-west", 3, [hold.hold.id]),
+        ("us-east", 3, [hold.hold.id]),
+    ]
+    assert summary["logs"][0]["oldest"] == records[0]["time"]
+    assert summary["logs"][0]["newest"] == records[2]["time"]
+    assert summary["purposes"] == [
+        {"purpose": "inference", "model": "llama", "requests": 1},
+        {"purpose": "inference", "model": "minilm", "requests": 1},
+        {"purpose": "accountability", "records": 6},
+    ]
+    reading = rows(audit, "gateway")[-1]
+    assert (reading["kind"], reading["outcome"], reading["subject"]) == ("read", "access", None)
+    assert reading["detail"] == {"filters": ["subject"], "records": 6, "logs": ["eu-west", "us-east"]}
+    await trail.close()
+    for log in ("eu-west", "us-east"):
+        assert not [file for file in where(pseudonym_of(audit, log), audit) if "gateway" in file]
+    assert where(ANNA, audit) == []
+
+
+async def test_access_to_nobody_is_answered_and_recorded_too(rights, audit):
+    summary, records = await disclosed(rights, ANNA)
+    assert (summary["known"], summary["records"], summary["logs"], records) == (False, 0, [], [])
+    assert [each["detail"]["records"] for each in rows(audit, "gateway")] == [0]
+
+
+async def test_access_goes_on_over_many_parts(rights, trail, audit, pair):
+    subject = await Pseudonyms(FileKeys(audit.key_directory)).of("eu-west", "demo", ANNA)
+    for _ in range(12):
+        records = [each for _ in range(100) for each in pair(subject=subject)]
+        await trail.append("eu-west", records, 10)
+    summary, found = await disclosed(rights, ANNA)
+    assert summary["records"] == len(found) == 2400
+    assert len({each["id"] for each in found}) == 2400
+
+
+async def test_access_that_an_erasure_overtakes_breaks_off(rights, trail, audit, pair):
+    subject = await Pseudonyms(FileKeys(audit.key_directory)).of("eu-west", "demo", ANNA)
+    for _ in range(12):
+        await trail.append("eu-west", [each for _ in range(100) for each in pair(subject=subject)], 10)
+    parts = await rights.access(ANNA, None, OFFICER)
+    assert json.loads(await anext(parts))["records"] == 2400
+    await anext(parts)
+    await rights.erase(ANNA, None, OFFICER)
+    with pytest.raises(AuditUnavailable):
+        _ = [part async for part in parts]
+
+
+# --- what breaks off in the middle
+
+_ERASES = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from app.audit.officer import Actor
+from app.audit.rights import Rights
+from app.audit.writer import Trail
+from app.config import AuditSettings
+
+class Dies(Trail):
+    async def erase(self, log, subject, event):
+        found = await super().erase(log, subject, event)
+        sys.stdout.write(log + chr(10))
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    audit = AuditSettings(path=Path(sys.argv[1]), commit_deadline=10.0)
+    trail = Dies(audit, ["eu-west", "us-east", "gateway"])
+    await trail.start()
+    await Rights(trail, audit, None).erase(sys.argv[2], "demo", Actor())
+
+asyncio.run(main())
+"""
+
+
+async def test_killed_between_two_logs_an_erasure_is_finished_by_doing_it_again(audit, settings, pair):
+    pseudonyms = Pseudonyms(FileKeys(audit.key_directory))
+    async with open_trail(audit) as trail:
+        for log in ("eu-west", "us-east"):
+            subject = await pseudonyms.of(log, "demo", ANNA)
+            await trail.append(log, pair(subject=subject, region=log, request_id="anna-was-here"), 10)
+    ran = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", _ERASES, str(audit.path), ANNA],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stdout.split()) == (-signal.SIGKILL, ["eu-west"]), ran.stderr
+    assert where(pseudonym_of(audit, "us-east"), audit)
+    async with open_trail(audit) as trail:
+        again = (await Rights(trail, audit, settings).erase(ANNA, None, OFFICER)).as_json()
+        assert [(each["log"], each["records"]) for each in again["logs"]] == [("us-east", 2)]
+    for gone in (pseudonym_of(audit, "eu-west"), pseudonym_of(audit, "us-east"), "anna-was-here"):
+        assert where(gone, audit) == []
+    intact(audit)
+
+
+async def test_a_key_destroyed_without_its_record_is_recorded_by_doing_it_again(audit, settings, pair):
+    """As a kill between the two commits of one log leaves it: the key is gone, the index still names the person."""
+    subject = await Pseudonyms(FileKeys(audit.key_directory)).of("eu-west", "demo", ANNA)
+    async with open_trail(audit) as trail:
+        await trail.append("eu-west", pair(subject=subject), 10)
+    keys = FileKeys(audit.key_directory).subject_keys("eu-west")
+    keys.destroy([subject])
+    keys.close()
+    async with open_trail(audit) as trail:
+        again = (await Rights(trail, audit, settings).erase(ANNA, None, OFFICER)).as_json()
+        assert [(each["log"], each["records"]) for each in again["logs"]] == [("eu-west", 2)]
+    assert where(subject, audit) == []
+    intact(audit)
