@@ -57,7 +57,7 @@ def locate(head: Head, settings: Settings, geo: Geo) -> Caller:
         ignored, hint = (), _hint(head)
         address = _behind_proxies(peer, head.headers.getlist(FORWARDED_FOR), trusted)
     country = hint or (geo.country(address) if address else None)
-    return Caller(address, country, _place(country, hinted=hint is not None, settings=settings), ignored)
+    return Caller(address, country, _place(country, settings), hint is not None, ignored)
 
 
 def _behind_proxies(peer: _Address, forwarded: list[str], trusted: tuple[_Network, ...]) -> str | None:
@@ -86,12 +86,12 @@ def _hint(head: Head) -> str | None:
     return None
 
 
-def _place(country: str | None, *, hinted: bool, settings: Settings) -> Place | None:
+def _place(country: str | None, settings: Settings) -> Place | None:
     point = catalogue.centroid(country) if country else None
     if point:
-        return Place(*point, source="geo_hint" if hinted else "address")
+        return Place(*point)
     own = settings.region(settings.gateway.region) if settings.gateway.region else None
-    return Place(own.latitude, own.longitude, source="gateway") if own else None
+    return Place(own.latitude, own.longitude) if own else None
 
 
 def _without_port(entry: str) -> str:

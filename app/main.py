@@ -140,7 +140,7 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
     app.include_router(kserve.routes(gateway, views, VERSION, depth))
     app.include_router(routes.routes(views))
     app.include_router(audit.routes(reader, Auditor(settings.audit, reader, trail), trail))
-    app.include_router(audit_rights.routes(Rights(trail, settings.audit, settings)))
+    app.include_router(audit_rights.routes(Rights(trail, settings.audit, settings), trail))
     app.include_router(health.routes(views, metrics))
     _handle_errors(app, gateway, failures)
     return Gate(

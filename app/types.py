@@ -57,20 +57,23 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A point on Earth in degrees (WGS 84), and where we know it from."""
+    """A point on Earth in degrees (WGS 84)."""
 
     latitude: float
     longitude: float
-    source: Literal["geo_hint", "address", "gateway"]
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who is at the other end once trusted proxies are peeled off; `country` is ISO 3166-1 or None."""
+    """Who is at the other end once trusted proxies are peeled off; `country` is ISO 3166-1 or None.
+
+    `hinted` says that a trusted proxy named the country; otherwise the address did.
+    """
 
     address: str | None
     country: str | None
     place: Place | None
+    hinted: bool = False
     ignored_hints: tuple[str, ...] = ()
     """Names of forwarding and geo headers that an untrusted peer sent and that therefore count for nothing."""
 

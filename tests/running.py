@@ -124,9 +124,9 @@ async def running(directory: Path, *regions: str, **changes: Any) -> AsyncIterat
 
 
 @asynccontextmanager
-async def gateway(directory: Path, file: Path, *arguments: str) -> AsyncIterator[Running]:
-    """A gateway process on a free port, up once it answers."""
-    port = unused_port()
+async def gateway(directory: Path, file: Path, *arguments: str, port: int | None = None) -> AsyncIterator[Running]:
+    """A gateway process on a free port unless another is given, up once it answers."""
+    port = port or unused_port()
     with (directory / "gateway.log").open("ab") as log:
         process = subprocess.Popen(  # noqa: ASYNC220 - takes no time that a test would miss
             [TIDEGATE, "gateway", "--config", str(file), "--port", str(port), *arguments],

@@ -22,7 +22,12 @@ PURE_FILES = {
     "app/audit/checkpoint.py",
     "app/audit/merkle.py",
     "app/audit/record.py",
+    "app/audit/report.py",
+    "app/audit/report_form.py",
+    "app/audit/report_standing.py",
+    "app/audit/report_tables.py",
     "app/audit/seal.py",
+    "app/audit/tally.py",
     "regions/engine/batching.py",
 }
 PURE = [name for name in SOURCES if name.startswith("app/policy/") or name in PURE_FILES]

@@ -34,7 +34,7 @@ def test_a_direct_caller_is_its_peer():
     caller = found(GERMAN)
     assert (caller.address, caller.country, caller.ignored_hints) == (GERMAN, "DE", ())
     assert (caller.place.latitude, caller.place.longitude) == centroid("DE")
-    assert caller.place.source == "address"
+    assert not caller.hinted
 
 
 def test_what_an_untrusted_peer_says_counts_for_nothing_and_is_recorded():
@@ -83,7 +83,7 @@ def test_forwarded_for_is_walked_from_the_right_through_trusted_proxies(forwarde
 
 def test_a_trusted_proxys_country_goes_before_the_address():
     caller = found(PROXY, ("X-Forwarded-For", GERMAN), ("CF-IPCountry", "fr"))
-    assert (caller.address, caller.country, caller.place.source) == (GERMAN, "FR", "geo_hint")
+    assert (caller.address, caller.country, caller.hinted) == (GERMAN, "FR", True)
     assert (caller.place.latitude, caller.place.longitude) == centroid("FR")
 
 
@@ -107,7 +107,7 @@ def test_a_caller_of_no_country_is_placed_with_the_gateway(peer):
     assert found(peer).country is None
     assert found(peer).place is None
     place = found(peer, region="eu").place
-    assert (place.latitude, place.longitude, place.source) == (53.3, -6.3, "gateway")
+    assert (place.latitude, place.longitude) == (53.3, -6.3)
 
 
 def test_a_peer_on_a_dual_stack_socket_is_known_by_its_ipv4_address():

@@ -21,6 +21,7 @@ DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 
 _RFC_3339 = re.compile(r"^\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})$", re.ASCII)
+_TIME = "RFC 3339, 2026-01-31T12:00:00Z"
 _SIZE = re.compile(r"^(0|[1-9][0-9]{0,18})$", re.ASCII)
 FILTERS = {
     "from": "since",
@@ -87,7 +88,7 @@ def filters(given: Mapping[str, str], principal: Principal, logs: Sequence[str])
         values["subject_country"] = subject_code(given["subject_country"], "subject_country")
     for name in ("from", "to"):
         if name in given:
-            values[FILTERS[name]] = _moment(name, given[name])
+            values[FILTERS[name]] = moment(name, given[name])
     if principal.may("audit:admin"):
         return Filters(**values, subject_is_id=True)
     another_tenant = given.get("tenant", principal.tenant.id) != principal.tenant.id
@@ -138,13 +139,14 @@ def old_size(given: Mapping[str, str]) -> int | None:
     return int(value)
 
 
-def _moment(name: str, value: str) -> str:
+def moment(name: str, value: str, detail: str = "query") -> str:
+    """A time as records write it; raises `InvalidRequest` with that detail where the value is none."""
     try:
         if _RFC_3339.match(value):
             return timestamp(datetime.fromisoformat(value.upper().replace(" ", "T")))
     except (ValueError, OverflowError):
         pass  # such as the 31st of February
-    raise _refused(name, "RFC 3339, 2026-01-31T12:00:00Z")
+    raise InvalidRequest(detail, param=name, expected=_TIME)
 
 
 def _refused(name: str, expected: str) -> InvalidRequest:

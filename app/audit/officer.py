@@ -45,11 +45,17 @@ class Erasure:
 class Access:
     """What the logs hold about one person: how many records, and all of it as NDJSON in parts of many lines.
 
-    The first line is a summary, the others are the records, log by log.
+    The first line is a summary, the others are the records, log by log. `tenant` is the person's, None for nobody.
     """
 
+    tenant: str | None
     records: int
     parts: AsyncIterator[bytes]
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """What the record of the reading says was asked for: about a person that, not who."""
+        return {"subject": True, "tenant": self.tenant}
 
 
 @dataclass(frozen=True, slots=True)

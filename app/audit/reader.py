@@ -19,7 +19,7 @@ from app.audit.cursor import Place, decode, encode
 from app.audit.keys import FileKeys
 from app.audit.opener import Opener
 from app.audit.place import log_file
-from app.audit.pseudonym import Pseudonyms
+from app.audit.pseudonym import Pseudonyms, is_pseudonym
 from app.audit.record import Record, canonical, time_of
 from app.config import AuditSettings
 from app.errors import AuditUnavailable, NotFound
@@ -110,9 +110,11 @@ class Reader:
         """The pseudonyms that `filters.subject` stands for; None where it is open. Blocking; raises `StoreError`."""
         if filters.subject is None:
             return None
+        itself = frozenset([filters.subject] if is_pseudonym(filters.subject) else [])
+        if not filters.subject_is_id:
+            return itself
         tenants = [filters.tenant] if filters.tenant else self._tenants
-        own = self._pseudonyms.known(self._logs, tenants, filters.subject) if filters.subject_is_id else frozenset()
-        return own | {filters.subject}
+        return itself | self._pseudonyms.known(self._logs, tenants, filters.subject)
 
     def opened(self, log: str) -> SqliteAuditStore:
         """A log's store, for its caller to close. Blocking; raises `StoreError`."""

@@ -79,7 +79,7 @@ class Rights:
             "logs": logs,
             **disclosed,
         }
-        return Access(disclosed["records"], self._parts(summary, person))
+        return Access(person.tenant, disclosed["records"], self._parts(summary, person))
 
     async def hold(
         self,

@@ -34,6 +34,10 @@ class TrailError(Exception):
     """The audit directory cannot be used; the message is one line and names it."""
 
 
+class TrailInUse(TrailError):
+    """Another process has it open."""
+
+
 class Trail:
     """Writes the logs named (the regions' ids, and `gateway`) of the gateway that stands in region `standing`.
 
@@ -175,5 +179,5 @@ def _take_directory(directory: Path) -> int:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        raise TrailError(f"audit directory {directory} is in use by another gateway") from error
+        raise TrailInUse(f"audit directory {directory} is in use by another gateway") from error
     return descriptor

@@ -9,7 +9,20 @@ import click
 from app.commands.lazy import LazyGroup
 
 _COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
-    {name: f"app.commands.audit_{name}" for name in ("verify", "tail", "export", "prove", "report")}
+    {
+        name: f"app.commands.audit_{name.replace('-', '_')}"
+        for name in (
+            "verify",
+            "tail",
+            "export",
+            "prove",
+            "report",
+            "erase",
+            "access",
+            "hold",
+            "rotate-keys",
+        )
+    }
 )
 
 

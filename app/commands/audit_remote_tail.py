@@ -10,7 +10,6 @@ from app.audit.record import Record, timestamp
 from app.commands.audit_options import parameters
 from app.commands.audit_remote import Remote
 
-_FIRST_WINDOW = timedelta(seconds=1)
 _WIDER = 8
 _PROBES = 64
 _SPARE = 1000
@@ -30,39 +29,41 @@ class RemoteTail:
         self._remote = remote
         self._filters = filters
         self._own = hashlib.sha256(key.encode()).hexdigest()[:_KEY_ID_LENGTH]
-        self._latest = timestamp(datetime.now(UTC))
+        self._begin = self._latest = _EPOCH
         self._seen: deque[str] = deque(maxlen=_REMEMBERED)
 
     def newest(self, count: int) -> Sequence[Record]:
         """The last `count` matching records, in order of time.
 
-        Looks for a time from which on there are as many, first further and further back, then in between.
+        Looks for a time from which on there are as many, first further and further back, then in between. Even for
+        none it looks for one: the gateway's clock may be another than ours.
         """
+        wanted = max(count, 1)
         late = datetime.fromisoformat(self._filters.until) if self._filters.until else datetime.now(UTC)
         lowest = datetime.fromisoformat(self._filters.since) if self._filters.since else _EPOCH
-        window, early = _FIRST_WINDOW, None
+        window, early = _OVERLAP, None
         begin = max(lowest, late - window)
         for _ in range(_PROBES):
-            found, complete = self._from(timestamp(begin), count + _SPARE)
-            if complete and (len(found) >= count or begin == lowest):
+            found, complete = self._from(begin, wanted + _SPARE)
+            if complete and (len(found) >= wanted or begin == lowest):
                 break
             late, early = (begin, early) if complete else (late, begin)
             window *= _WIDER
             begin = early + (late - early) / 2 if early else max(lowest, late - min(window, late - lowest))
-        return self._new(found[max(0, len(found) - count) :])
+        self._begin = begin
+        return self._new(found)[max(0, len(found) - count) :]
 
     def more(self) -> Sequence[Record]:
         """What can be read since, in order of time."""
-        begin = datetime.fromisoformat(self._latest) - _OVERLAP
-        return self._new(self._from(timestamp(begin), _REMEMBERED)[0])
+        return self._new(self._from(max(self._begin, self._latest - _OVERLAP), _REMEMBERED)[0])
 
-    def _from(self, begin: str, most: int) -> tuple[list[Record], bool]:
+    def _from(self, begin: datetime, most: int) -> tuple[list[Record], bool]:
         """Matching records of that time and later, and whether these are all; a few more than `most` at most."""
-        asked = {**parameters(self._filters), "from": max(begin, self._filters.since or begin), "limit": _LIMIT}
+        asked = {**parameters(self._filters), "from": timestamp(begin), "limit": _LIMIT}
         found: list[Record] = []
         while True:
             page = self._remote.get("/v1/audit/logs", asked)
-            found += page["records"]
+            found += [each for each in page["records"] if (each["kind"], each["key_id"]) != ("read", self._own)]
             if page["cursor"] is None or len(found) > most:
                 return found, page["cursor"] is None
             asked["cursor"] = page["cursor"]
@@ -72,5 +73,5 @@ class RemoteTail:
         seen = set(self._seen)
         new = [each for each in found if each["id"] not in seen]
         self._seen.extend(each["id"] for each in new)
-        self._latest = max([self._latest, *(each["time"] for each in new)])
-        return [each for each in new if (each["kind"], each["key_id"]) != ("read", self._own)]
+        self._latest = max([self._latest, *(datetime.fromisoformat(each["time"]) for each in new[-1:])])
+        return new

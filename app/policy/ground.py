@@ -169,9 +169,10 @@ def _somewhere(region: Region) -> bool:
 
 
 def _at_rest(law: Law, group: Group, day: date, region: Region) -> Finding:
-    """What the law says of data that stay; a region of global scope stands nowhere."""
-    if not law.restricts:
-        return group.inside
+    """What the law says of data that stay; a region of global scope stands nowhere.
+
+    An open law says the same inside and outside.
+    """
     places = (region.country, region.subdivision or region.country)
     at_home = _somewhere(region) and any(law.group(place, day) for place in places)
     return group.inside if at_home else group.outside

@@ -39,8 +39,7 @@ def evidence(
     if subject_header is not None:
         found.append(Evidence("header", catalogue.parse_code(subject_header).code))
     if tenant.callers == "people" and caller.country is not None:
-        hinted = caller.place is not None and caller.place.source == "geo_hint"
-        found.append(Evidence("geo_hint" if hinted else "geoip", caller.country))
+        found.append(Evidence("geo_hint" if caller.hinted else "geoip", caller.country))
     return tuple(dict.fromkeys(found))
 
 

@@ -171,9 +171,7 @@ async def test_checkpoints_are_for_a_few_strangers_at_once(gateway: Running) -> 
         asked = [strangers.get("/v1/audit/checkpoint", params={"region": "eu-west", "old": 512}) for _ in range(200)]
         answers = await asyncio.gather(*asked)
     statuses = {answer.status_code for answer in answers}
-    print(__import__("collections").Counter(answer.status_code for answer in answers))
-    assert 200 in statuses
-    assert statuses <= {200, 503}
+    assert statuses == {200, 503}
     for answer in answers:
         if answer.status_code == 503:
             assert answer.json()["code"] == "overloaded"

@@ -4,23 +4,29 @@ import asyncio
 import base64
 import json
 import tempfile
+import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.audit import record
 from app.audit.keys import FileKeys
+from app.audit.log import new_id
+from app.audit.merkle import leaf_hash
 from app.audit.pseudonym import Pseudonyms
 from app.audit.reader import Filters, Reader
+from app.audit.writer import Trail
 from app.config import AuditSettings
-from app.errors import AuditUnavailable, InvalidRequest
+from app.errors import AuditUnavailable, InvalidRequest, NotFound
 from app.stores.base import AuditEntry
 from app.stores.sqlite import SqliteAuditStore
 
 LOGS = ("eu-west", "us-east", "gateway")
+TENANTS = ("demo", "other")
 START = datetime(2026, 11, 22, tzinfo=UTC)
 
 
@@ -43,11 +49,15 @@ class Logs:
             **{"tenant": "demo", "key_id": "0", "request_id": "r", "outcome": "permitted", **fields},
         )
         numbered = record.numbered(made, log, store.last_seq() + 1)
-        store.append([AuditEntry(numbered["seq"], numbered, record.canonical(numbered))])
+        stored = record.canonical(numbered)
+        store.append([AuditEntry(numbered["seq"], numbered, stored, leaf_hash(stored))], [])
         self.written.append(numbered)
 
     def reader(self):
-        return Reader(self.settings, LOGS, ["demo"])
+        return Reader(self.settings, LOGS, TENANTS)
+
+    def pseudonyms(self):
+        return Pseudonyms(FileKeys(self.settings.key_directory))
 
     def close(self):
         for store in self.stores.values():
@@ -137,18 +147,32 @@ async def test_each_filter_matches_its_field(logs, filters, expected):
     assert [each["id"] for each in page.records] == expected
 
 
-async def test_a_callers_own_id_matches_its_pseudonyms_of_all_regions(logs):
-    pseudonyms = Pseudonyms(FileKeys(logs.settings.key_directory))
-    for second, log in enumerate(("eu-west", "us-east")):
-        logs.write(log, second, subject=await pseudonyms.of(log, "demo", "anna"))
-        logs.write(log, second, subject=await pseudonyms.of(log, "demo", "berta"))
+async def test_a_callers_own_id_matches_its_pseudonyms_at_all_tenants_in_all_regions(logs):
+    pseudonyms = logs.pseudonyms()
+    for second, (log, tenant) in enumerate([("eu-west", "demo"), ("us-east", "demo"), ("us-east", "other")]):
+        logs.write(log, second, tenant=tenant, subject=await pseudonyms.of(log, tenant, "anna"))
+        logs.write(log, second, tenant=tenant, subject=await pseudonyms.of(log, tenant, "berta"))
+    for filters, expected in (
+        (Filters(subject="anna", subject_is_id=True), ["d0", "d2", "d4"]),
+        (Filters(subject="anna", subject_is_id=True, tenant="other"), ["d4"]),
+        (Filters(subject="anna", subject_is_id=True, tenant="none"), []),
+        (Filters(subject=await pseudonyms.of("us-east", "demo", "anna"), subject_is_id=True), ["d2"]),
+        (Filters(subject=await pseudonyms.of("us-east", "demo", "anna")), ["d2"]),
+        (Filters(subject="anna"), []),
+    ):
+        page = await logs.reader().page(filters, None, 10)
+        assert [each["id"] for each in page.records] == expected, filters
+
+
+async def test_an_id_stands_for_pseudonyms_alone(logs):
+    """What is passed on of a question about a person never holds the person's id."""
     reader = logs.reader()
-    everywhere = await reader.page(Filters(subject="anna", subject_is_id=True), None, 10)
-    assert [each["id"] for each in everywhere.records] == ["d0", "d2"]
-    pseudonym = await pseudonyms.of("us-east", "demo", "anna")
-    one = await reader.page(Filters(subject=pseudonym, subject_is_id=True), None, 10)
-    assert [each["id"] for each in one.records] == ["d2"]
-    assert (await reader.page(Filters(subject="anna"), None, 10)).records == []
+    assert reader.subjects(Filters(subject="anna", subject_is_id=True)) == frozenset()
+    one = await logs.pseudonyms().of("eu-west", "demo", "anna")
+    asked = Filters(subject="anna", subject_is_id=True, tenant="demo")
+    assert reader.subjects(asked) == {one}
+    assert reader.subjects(Filters(subject=one)) == {one}
+    assert reader.subjects(Filters()) is None
 
 
 async def test_a_cursor_belongs_to_its_filters(logs):
@@ -197,7 +221,7 @@ async def test_a_forged_cursor_is_refused(logs, changes):
 @given(st.one_of(st.text(max_size=60), st.binary(max_size=60).map(lambda raw: base64.urlsafe_b64encode(raw).decode())))
 @settings(deadline=None)
 def test_rubbish_is_no_cursor(text):
-    reader = Reader(AuditSettings(path=Path("nowhere")), LOGS, ["demo"])
+    reader = Reader(AuditSettings(path=Path("nowhere")), LOGS, TENANTS)
     with pytest.raises(InvalidRequest):
         asyncio.run(reader.page(Filters(), text, 1))
 
@@ -216,3 +240,82 @@ async def test_reading_does_not_wait_for_a_writer(logs):
     page = await logs.reader().page(Filters(), None, 10)
     logs.stores["eu-west"]._db.execute("ROLLBACK")
     assert [each["id"] for each in page.records] == ["d0"]
+
+
+async def sealed(audit, *subjects):
+    """Records of those persons, as a trail writes them; returns their ids."""
+    trail = Trail(audit, LOGS)
+    await trail.start()
+    pseudonyms = Pseudonyms(FileKeys(audit.key_directory))
+    made = []
+    for second, subject in enumerate(subjects):
+        now = datetime.now(UTC)
+        decision = record.decision(
+            id=new_id(now),
+            time=now,
+            request_id=f"r{second}",
+            outcome="refused",
+            tenant="demo",
+            key_id="0",
+            subject=await pseudonyms.of("eu-west", "demo", subject),
+            trace_id="t",
+        )
+        await trail.append("eu-west", [decision], 10)
+        made.append(decision["id"])
+    await trail.close()
+    return made
+
+
+async def test_records_come_opened_unless_their_person_has_been_erased(audit):
+    anna, berta = await sealed(audit, "anna", "berta")
+    reader = Reader(audit, LOGS, TENANTS)
+    before = (await reader.page(Filters(), None, 10)).records[:2]
+    assert [(each["id"], each["request_id"], each["trace_id"]) for each in before] == [
+        (anna, "r0", "t"),
+        (berta, "r1", "t"),
+    ]
+    assert await reader.record(anna, "demo") == before[0]
+    trail = Trail(audit, LOGS)
+    await trail.start()
+    now = datetime.now(UTC)
+    event = record.event(kind="erasure", id=new_id(now), time=now, outcome="erased", detail={})
+    assert await trail.erase("eu-west", before[0]["subject"], event) > 0
+    await trail.close()
+    after = (await reader.page(Filters(), None, 10)).records[:2]
+    assert after == [{**before[0], "subject": None, "request_id": None, "trace_id": None}, before[1]]
+    assert after[0]["personal"]
+    assert (await reader.page(Filters(subject="anna", subject_is_id=True), None, 10)).records == []
+
+
+@pytest.mark.parametrize("tenant", ["other", "none"])
+async def test_a_record_of_another_tenant_is_not_there(audit, tenant):
+    (anna,) = await sealed(audit, "anna")
+    reader = Reader(audit, LOGS, TENANTS)
+    assert (await reader.record(anna, None))["id"] == anna
+    with pytest.raises(NotFound) as missing:
+        await reader.record(anna, tenant)
+    assert missing.value.message_id == "not_found.record"
+
+
+@given(st.one_of(st.text(max_size=40), st.text(alphabet="0123456789abcdef", min_size=32, max_size=32)))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_rubbish_is_no_record(logs, text):
+    with pytest.raises(NotFound):
+        asyncio.run(logs.reader().record(text, None))
+
+
+async def test_few_readings_take_a_thread_at_the_same_time(logs):
+    reader, running, most = logs.reader(), [], []
+    lock = threading.Lock()
+
+    def work(number):
+        with lock:
+            running.append(number)
+            most.append(len(running))
+        time.sleep(0.01)
+        with lock:
+            running.remove(number)
+        return number
+
+    assert await asyncio.gather(*(reader.aside(work, number) for number in range(12))) == list(range(12))
+    assert max(most) == 2

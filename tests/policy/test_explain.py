@@ -21,8 +21,8 @@ WORLD = load(DATA / "world.yaml", {})
 BOOK = LawBook.build(documents("default", DATA))
 GROUND = Ground.lay(BOOK, WORLD.regions)
 ALL = [region.id for region in WORLD.regions]
-PARIS = Place(48.9, 2.4, "geo_hint")
-DUBLIN = Place(53.3, -6.3, "address")
+PARIS = Place(48.9, 2.4)
+DUBLIN = Place(53.3, -6.3)
 
 
 def decision(tenant: str, code: str | None, **options: Any) -> Decision:
@@ -52,7 +52,7 @@ def test_the_nearest_permitted_region_is_chosen() -> None:
 
 def test_the_reason_is_that_of_the_chosen_region() -> None:
     made = decision("move", "DE")
-    near = resolve(made, states(), Place(51.5, -0.1, "address"))
+    near = resolve(made, states(), Place(51.5, -0.1))
     assert (near.chosen, near.reason, near.rule, near.law) == (
         "uk",
         Reason.ALLOW_ADEQUACY,

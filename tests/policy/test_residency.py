@@ -523,8 +523,8 @@ def test_kill_switches_of_both_places_count() -> None:
 
 
 def test_evidence_is_gathered_from_everything_that_counts() -> None:
-    caller = Caller(address="192.0.2.1", country="FR", place=Place(46, 2, "address"))
-    hinted = Caller(address="192.0.2.1", country="FR", place=Place(46, 2, "geo_hint"))
+    caller = Caller(address="192.0.2.1", country="FR", place=Place(46, 2))
+    hinted = Caller(address="192.0.2.1", country="FR", place=Place(46, 2), hinted=True)
     servers = Tenant(id="t", subject="US-CA")
     people = Tenant(id="t", subject="US-CA", callers="people")
     claim = [Evidence("claim", "sg")]

@@ -18,9 +18,9 @@ from app.policy.routing import (
 from app.types import Place, Score
 
 PLACES = {"us-east": (38.9, -77.4), "eu-west": (53.3, -6.3), "ap-southeast": (1.35, 103.8)}
-BERLIN = Place(52.5, 13.4, "address")
-NEW_YORK = Place(40.7, -74.0, "address")
-SYDNEY = Place(-33.9, 151.2, "address")
+BERLIN = Place(52.5, 13.4)
+NEW_YORK = Place(40.7, -74.0)
+SYDNEY = Place(-33.9, 151.2)
 
 degrees = {"latitude": st.floats(-90, 90), "longitude": st.floats(-180, 180)}
 ids = st.sampled_from([f"r{number}" for number in range(6)])
@@ -36,7 +36,7 @@ states_lists = st.lists(
     unique_by=lambda state: state.id,
     max_size=6,
 )
-origins = st.none() | st.builds(Place, **degrees, source=st.just("address"))
+origins = st.none() | st.builds(Place, **degrees)
 
 
 def fleet(**changes):
@@ -188,7 +188,7 @@ def test_more_latency_or_load_never_improves_a_score(states, origin, data):
 
 # --- hysteresis: two regions that are nearly as good do not take turns
 
-PARIS = Place(48.9, 2.4, "address")
+PARIS = Place(48.9, 2.4)
 HERE, THERE, FAR = "here", "there", "far"
 AWAY = {HERE: 0.0, THERE: 2.0, FAR: 40.0}
 """Degrees to the east of Paris: 0, 2.2 and 44 ms to go there and back."""
