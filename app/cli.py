@@ -57,7 +57,7 @@ def main() -> None:
         _fail(str(error), _FAILED)
     except Exception as error:  # noqa: BLE001 - the edge: a user gets one line, not a traceback
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        _fail(f"internal error: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})", _FAILED)
+        _fail(f"internal error: {type(error).__name__}: {error} ({frame.filename}:{frame.lineno})", _INTERNAL)
 
 
 def _fail(message: str, code: int) -> None:

@@ -21,6 +21,8 @@ _MEDIA = {
 _REQUEST_ID = re.compile(r"^[\x21-\x7e]{1,128}$")
 _TRACEPARENT = re.compile(r"^(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}$")
 _SUBJECT_ID_LIMIT = 512
+_WHITE_SPACE = " \t"
+"""Around a header's value (RFC 9110, section 5.6.3). Of other white space, some are bytes of letters in UTF-8."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +51,10 @@ def single(headers: Headers, name: str) -> str | None:
     values = headers.getlist(name)
     if len(values) > 1:
         raise InvalidRequest("header_repeated", param=name)
-    if values and not values[0].strip():
-        raise InvalidRequest("header", param=name, value=values[0])
-    return values[0].strip() if values else None
+    value = values[0].strip(_WHITE_SPACE) if values else None
+    if value == "":
+        raise InvalidRequest("header", param=name, value=value)
+    return value
 
 
 def check_body_head(headers: Headers, wire: Wire, limit: int) -> None:

@@ -143,6 +143,7 @@ def _annotations(function: Function) -> set[str]:
 HTTP_CLIENTS = {
     "app/fleet/worker_client.py": "sends a request's data, to permitted regions only",
     "app/fleet/prober.py": "asks a backend whether it is ready; sends nothing of a request",
+    "app/audit/witness.py": "asks other gateways for checkpoints; sends nothing but a log's name and size",
     "app/supervisor.py": "asks its own children whether they are ready",
 }
 

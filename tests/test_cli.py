@@ -72,10 +72,10 @@ def test_version_and_help() -> None:
     assert run("--version").stdout.startswith("tidegate, version ")
     shown = run("--help")
     assert shown.returncode == 0
-    for name in ("up", "gateway", "worker", "check", "explain", "prove", "keys"):
+    for name in ("up", "gateway", "worker", "check", "explain", "prove", "audit", "keys"):
         assert name in shown.stdout
         assert CliRunner().invoke(tidegate, [name, "--help"]).exit_code == 0
-    for absent in ("audit", "demo"):
+    for absent in ("demo",):
         assert f"  {absent} " not in shown.stdout
 
 

@@ -104,6 +104,7 @@ def test_paths_are_relative_to_the_file_also_by_default_and_from_the_environment
         ),
         ("models: [llama]", "models: []", "9: regions.0.backends.0.models: is empty; at least one entry is needed"),
         ("id: eu-west", "id: gateway", "3: regions.0.id: 'gateway' is the name of the gateway's own audit log"),
+        ("id: eu-west", "id: witness", "3: regions.0.id: 'witness' is the name under which other gateways' audit logs"),
         (
             "country: IE",
             "country: IE\n    subdivision: US-VA",

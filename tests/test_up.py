@@ -173,6 +173,8 @@ def test_regional_gateways_stand_in_their_region_and_name_each_other(up: Up) -> 
     audit = up.home / "var" / "audit"
     for directory in (audit, audit / "us-east", audit / "eu-west"):
         assert (directory / "eu-west.db").is_file(), directory
+    for witness, peer in ((audit, "eu-west"), (audit / "us-east", "eu-west"), (audit / "eu-west", "us-east")):
+        until((witness / "witness" / peer / "eu-west.note").is_file, up.said)
 
 
 def test_a_killed_worker_comes_back_and_is_used_again(up: Up) -> None:

@@ -14,7 +14,7 @@ from app.api.access import exchange_of
 from app.audit.officer import Actor, event
 from app.audit.writer import Trail
 from app.config import RESERVED_LOG
-from app.errors import AuditUnavailable, GatewayError, Unauthenticated
+from app.errors import AuditUnavailable, GatewayError, InvalidRequest, Unauthenticated
 from app.types import Scope
 
 
@@ -40,7 +40,8 @@ class Readings:
     async def noted(self, request: Request, scope: Scope) -> AsyncIterator[Reading]:
         """Make the answer inside; once outside, the reading is noted, and so is a refusal that was raised inside.
 
-        Raises `Unauthenticated`, `Forbidden`, and `AuditUnavailable` in place of either where nothing can be noted.
+        A question that could not be understood asked for nothing, and is not. Raises `Unauthenticated`, `Forbidden`,
+        and `AuditUnavailable` in place of any answer where nothing can be noted.
         """
         principal = exchange_of(request).principal
         if principal is None:
@@ -49,6 +50,8 @@ class Readings:
         try:
             principal.require(scope)
             yield reading
+        except InvalidRequest:
+            raise
         except GatewayError as error:
             await self._note(request, reading, error.status)
             raise

@@ -22,7 +22,7 @@ from app.exchange import Exchange
 log = structlog.get_logger("tidegate.audit")
 _UNCACHED = {"Cache-Control": "no-store"}
 
-Subject = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=512)]
+Subject = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"[^ \t]")]
 """A person's id at the caller, as it came in X-Subject-Id."""
 Name = Annotated[str, Field(min_length=1, max_length=64)]
 Officer = Annotated[Principal, Depends(require("audit:admin"))]

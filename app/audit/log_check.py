@@ -12,7 +12,7 @@ from app.audit.findings import MAX_FINDINGS, Finding, LogReport, Result
 from app.audit.place import Place
 from app.audit.saved import Saved
 from app.audit.scan import Expected, Progress, Scan, are_hashes, missing, other_than
-from app.audit.tree import EMPTY, Growth, LogTree
+from app.audit.tree import EMPTY, Gap, Growth, LogTree
 from app.stores.base import BUNDLE, Floor, StoreError
 from app.stores.sqlite import SqliteAuditStore
 
@@ -166,7 +166,7 @@ class _Check:
         for each in expected:
             try:
                 root = LogTree(store).growth(each.size).root()
-            except StoreError:
+            except Gap:
                 self._remarks.append(f"{each.source} covers {each.size} records, too few to recompute since then")
                 continue
             if root != each.root:

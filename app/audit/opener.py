@@ -29,7 +29,7 @@ class Opener:
     def opened(self, log: str, canonical: bytes, subject: str | None) -> Record:
         """The record with its personal fields; they stay null where its subject (pseudonym) has been erased."""
         stored: Record = orjson.loads(canonical)
-        if stored["personal"] is None or subject is None:
+        if stored.get("personal") is None or subject is None:
             return stored
         if key := self._of(log).get(subject):
             with suppress(seal.SealError):  # a new key, since an erasure that broke off destroyed the old one

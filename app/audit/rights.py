@@ -143,7 +143,8 @@ class Rights:
         return trace.log, records, erased["id"]
 
     async def _find(self, subject_id: str, tenant: str | None) -> Person:
-        person = await _reading(self._people.find, subject_id, tenant)
+        """The person of that id, around which a header could not have held white space."""
+        person = await _reading(self._people.find, subject_id.strip(" \t"), tenant)
         if tenant is not None and not person.traces:
             await self._check_tenant(tenant)
         return person

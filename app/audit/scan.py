@@ -23,6 +23,7 @@ Found = Callable[[Result, str, int | None, str | None], None]
 Progress = Callable[[int, int], None]
 """Told, bundle by bundle, up to which record the log has been read, and with which it ends."""
 
+_ID_LENGTH: Final = 64
 _LASTING: Final = tuple(name for name in COLUMNS if name not in PERSONAL)
 _all_of = itemgetter(*COLUMNS)
 _lasting_of = itemgetter(*_LASTING)
@@ -92,7 +93,7 @@ class Scan:
     def _take(self, row: StoredRow) -> None:
         fields = _fields(row.canonical)
         if not _is_sound(row, self._log, fields) and (what := _fault(row, self._log, fields)):
-            self._found(Result.TAMPERED, what, row.seq, _text(fields.get("id")))
+            self._found(Result.TAMPERED, what, row.seq, _cut(fields.get("id")) or None)
             self._sound = False
         self._leaves.append(row.leaf)
         self.records += 1
@@ -177,7 +178,7 @@ def _fault(row: StoredRow, log: str, fields: Mapping[str, Any]) -> str | None:
     except TypeError:
         return "is not canonical JSON"
     if (fields.get("log"), fields.get("seq")) != (log, row.seq):
-        return f"says that it is record {fields.get('seq')} of {fields.get('log')}"
+        return f"says that it is record {_cut(fields.get('seq'))} of {_cut(fields.get('log'))}"
     names = COLUMNS if fields.get("personal") is None else _LASTING
     if other := [name for name in names if row.columns[name] != fields.get(name)]:
         return f"is found by another {', '.join(other)} than it has"
@@ -197,5 +198,6 @@ def _bundle_end(seq: int) -> int:
     return (seq + BUNDLE - 1) // BUNDLE * BUNDLE
 
 
-def _text(value: object) -> str | None:
-    return value if isinstance(value, str) else None
+def _cut(value: object) -> str:
+    """What an altered record says, no longer than what a sound one would."""
+    return "" if value is None else str(value)[:_ID_LENGTH]

@@ -57,9 +57,7 @@ class LogTree:
             count = 1 << level
             found = self.store.leaves(index * count + 1, (index + 1) * count)
         if len(found) != count:
-            raise Gap(
-                f"it no longer holds the hashes from record {(index << level) + 1} on"
-            )
+            raise Gap(f"it no longer holds the hashes from record {(index << level) + 1} on")
         (root,) = EMPTY.appended(found).hashes
         return root
 

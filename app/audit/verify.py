@@ -8,9 +8,7 @@ from app.audit.checkpoint import NoteError
 from app.audit.findings import Finding, LogReport, Report, Result
 from app.audit.log_check import LogFiles, verify_log
 from app.audit.saved import Saved
-
-WITNESS = "witness"
-"""The subdirectory for other logs' checkpoints, `witness/<peer>/<log>.note`."""
+from app.config import WITNESS
 
 Observe = Callable[[str, int, int], None]
 """Told, as it goes on, up to which record a log has been read, and with which it ends."""

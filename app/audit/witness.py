@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from itertools import chain
 from typing import Final, Protocol
 
 import httpx
@@ -100,6 +101,8 @@ class Witness:
         interval = self._settings.audit.witness
         if interval is None or not self._peers:
             return
+        for subject in chain.from_iterable(self._peers.values()):
+            self._observer.witnessed(subject.peer, subject.log, 0)
         notebook = await self._notebook(interval)
         async with (
             httpx.AsyncClient(
@@ -146,8 +149,7 @@ class _Visit:
     observer: Observer
 
     async def begin(self, subject: _Subject) -> None:
-        """Say when the log was witnessed last, by this process or one before."""
-        self.observer.witnessed(subject.peer, subject.log, 0)
+        """Say when the log was witnessed last, by a process before this one."""
         with _told(subject):
             last = await asyncio.to_thread(self.notebook.last, subject.peer, subject.log)
             if last:

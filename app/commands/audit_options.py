@@ -17,6 +17,7 @@ from app.audit.record import timestamp
 from app.audit.verify import logs_in
 from app.config import DEMO_KEY, environment
 from app.settings_file import load
+from app.stores.base import StoreError
 
 _DEFAULT = Path("configs/local.yaml")
 _LOCATING = (
@@ -116,11 +117,17 @@ class Where:
 
 
 def located(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Adds the options that say where the trail is; the command gets them as `where`."""
+    """Adds the options that say where the trail is; the command gets them as `where`.
+
+    A `StoreError` of the command ends it in one line.
+    """
 
     @functools.wraps(command)
     def run(*args: Any, config: Path | None, path: Path | None, url: str | None, key: str | None, **rest: Any) -> Any:
-        return command(*args, where=_where(config, path, url, key), **rest)
+        try:
+            return command(*args, where=_where(config, path, url, key), **rest)
+        except StoreError as error:
+            raise click.ClickException(str(error)) from error
 
     return functools.reduce(lambda wrapped, option: option(wrapped), reversed(_LOCATING), run)
 

@@ -11,6 +11,7 @@ from app.audit.tail import Tail
 from app.commands.audit_options import Where, filtered, located
 from app.commands.audit_remote import Remote
 from app.commands.audit_remote_tail import RemoteTail
+from app.commands.tables import printable
 
 _PAUSE, _REMOTE_PAUSE = 0.5, 2.0
 """Seconds between looks while following."""
@@ -62,9 +63,4 @@ def _line(record: Record) -> str:
         record.get("model"),
         record["id"],
     )
-    return "  ".join(_printable(str(part)) for part in parts if part)
-
-
-def _printable(text: str) -> str:
-    """What a caller has named must not steer the terminal."""
-    return "".join(each if each.isprintable() else "?" for each in text)
+    return "  ".join(printable(str(part)) for part in parts if part)

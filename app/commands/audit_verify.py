@@ -17,6 +17,7 @@ from app.audit.saved import Saved
 from app.audit.verify import Observe, logs_in, verify
 from app.commands.audit_options import Where, located
 from app.commands.audit_remote import Remote, Unanswered
+from app.commands.tables import printable
 from app.yaml_source import ConfigInvalid
 
 
@@ -68,7 +69,7 @@ def command(ctx: click.Context, where: Where, notes: tuple[Path, ...], as_json: 
         click.echo(orjson.dumps(found))
     else:
         for line in _as_text(found):
-            click.echo(line)
+            click.echo(printable(line))
     ctx.exit(Result[found["result"].upper()])
 
 

@@ -1,4 +1,4 @@
-"""How commands print tables."""
+"""How commands print tables, and text that others have written."""
 
 from rich.console import Console
 from rich.table import Table
@@ -17,3 +17,8 @@ def show(what: Table) -> None:
     if not console.is_terminal:
         console = Console(width=_UNBOUNDED)
     console.print(what)
+
+
+def printable(text: str) -> str:
+    """What others have written must not steer the terminal."""
+    return "".join(each if each.isprintable() else "?" for each in text)

@@ -1,5 +1,6 @@
 """A SQLite file of a store: durable at every commit, its owner's alone, never written once it has lost its name."""
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ class Database:
         self._readonly = readonly
         with self.named():
             self.connection = sqlite3.connect(
-                f"{path.absolute().as_uri()}?mode={'ro' if readonly else 'rw'}",
+                f"{path.absolute().as_uri()}?{_mode(path) if readonly else 'mode=rw'}",
                 uri=True,
                 timeout=patience,
                 isolation_level=None,
@@ -103,3 +104,10 @@ class Database:
             return ()
         files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
         return tuple((each.stat().st_dev, each.stat().st_ino) for each in files if each.exists())
+
+
+def _mode(path: Path) -> str:
+    """How to read a file: where nobody can write, as on a medium for archives, SQLite cannot lay its side files."""
+    log = path.with_name(f"{path.name}-wal")
+    settled = not log.exists() or log.stat().st_size == 0
+    return "mode=ro&immutable=1" if settled and not os.access(path.parent, os.W_OK) else "mode=ro"

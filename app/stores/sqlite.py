@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import orjson
 
+from app.stores import keeping
 from app.stores.base import BUNDLE, AuditEntry, AuditQuery, Change, Erase, Floor, Hold, Release, StoredRow, StoreError
 from app.stores.database import Database
 from app.stores.files import make
@@ -59,11 +60,6 @@ _INSERTS: Final = tuple(
 )
 """Statements for so many rows each: one step of SQLite, and so one release of the interpreter's lock, for a group."""
 _ROW = f"seq, {', '.join(COLUMNS)}, CAST(record AS BLOB), leaf"
-_MATCHES = """
-(:tenant IS NULL OR tenant = :tenant) AND (:subject IS NULL OR subject = :subject)
-AND (:since IS NULL OR time >= :since) AND (:until IS NULL OR time < :until)
-"""
-"""Whether a record is one that a hold keeps."""
 
 
 class SqliteAuditStore:
@@ -120,7 +116,7 @@ class SqliteAuditStore:
                 self._db.execute("UPDATE records SET subject = NULL, request_id = NULL WHERE subject = ?", (subject,))
             case Hold():
                 self._db.execute(
-                    "INSERT INTO holds VALUES (:id, :placed, :note, :tenant, :subject, :since, :until)", _fields(change)
+                    "INSERT INTO holds VALUES (:id, :placed, :note, :tenant, :subject, :since, :until)", asdict(change)
                 )
             case Release(hold):
                 self._db.execute("DELETE FROM holds WHERE id = ?", (hold,))
@@ -210,25 +206,19 @@ class SqliteAuditStore:
         found: list[bytes] = []
         floor = self.floor()
         if floor and first <= floor.seq:
-            begin = first - 1 - floor.seq // BUNDLE * BUNDLE
-            found += floor.leaves[max(begin, 0) : begin + last - first + 1]
+            begin = floor.seq // BUNDLE * BUNDLE + 1
+            found += floor.leaves[max(first - begin, 0) : max(last - begin + 1, 0)]
         text = "SELECT leaf FROM records WHERE seq BETWEEN ? AND ? ORDER BY seq"
         with self._file.named():
             return found + [leaf for (leaf,) in self._db.execute(text, (first, last))]
 
     def holds(self) -> list[Hold]:
-        text = "SELECT id, placed, note, tenant, subject, since, until FROM holds ORDER BY placed, id"
         with self._file.named():
-            return [Hold(*row) for row in self._db.execute(text)]
+            return keeping.holds(self._db)
 
     def held(self, subject: str) -> list[str]:
-        text = f"SELECT 1 FROM records WHERE {_MATCHES} AND subject = :of LIMIT 1"  # noqa: S608 - a constant above
         with self._file.named():
-            return [
-                hold.id
-                for hold in self.holds()
-                if hold.subject == subject or self._db.execute(text, {**_fields(hold), "of": subject}).fetchone()
-            ]
+            return keeping.held(self._db, subject)
 
     def count(self, subject: str) -> int:
         with self._file.named():
@@ -236,48 +226,12 @@ class SqliteAuditStore:
         return int(count)
 
     def last_of(self, floor: int) -> list[str]:
-        text = """
-            SELECT DISTINCT subject FROM records WHERE seq <= :floor AND subject IS NOT NULL
-            AND subject NOT IN (SELECT subject FROM records WHERE seq > :floor AND subject IS NOT NULL)
-        """
         with self._file.named():
-            return [subject for (subject,) in self._db.execute(text, {"floor": floor})]
+            return keeping.last_of(self._db, floor)
 
     def expirable(self, before: str, limit: int) -> int:
-        text = """
-            SELECT seq, time, kind, json_extract(record, '$.id'), json_extract(record, '$.decision_id')
-            FROM records ORDER BY seq LIMIT ?
-        """
         with self._file.named():
-            rows: list[tuple[int, str, str, str, str | None]] = []
-            for row in self._db.execute(text, (limit,)):
-                if row[1] >= before:
-                    break
-                rows.append(row)
-            if rows and (kept := self._first_held(rows[-1][0])):
-                rows = [row for row in rows if row[0] < kept]
-            return self._last_complete(rows, before)
-
-    def _first_held(self, last: int) -> int | None:
-        text = f"SELECT min(seq) FROM records WHERE seq <= :last AND {_MATCHES}"  # noqa: S608 - a constant above
-        found = [self._db.execute(text, {**_fields(hold), "last": last}).fetchone()[0] for hold in self.holds()]
-        return min((seq for seq in found if seq is not None), default=None)
-
-    def _last_complete(self, rows: Sequence[tuple[int, str, str, str, str | None]], before: str) -> int:
-        """The last of these that may go without its decision or completion being left behind."""
-        text = """
-            SELECT 1 FROM records
-            WHERE seq > ? AND time < ? AND kind = 'completion' AND json_extract(record, '$.decision_id') = ?
-        """
-        completed = {row[4] for row in rows}
-        cut = 0
-        for seq, _, kind, identity, _ in rows:
-            if kind == "decision" and identity not in completed:
-                found = self._db.execute(text, (rows[-1][0], before, identity)).fetchone()
-                if found is None:
-                    break
-            cut = seq
-        return cut
+            return keeping.expirable(self._db, before, limit)
 
     def scrub(self) -> bool:
         with self._file.named():
@@ -311,7 +265,3 @@ def _make(path: Path) -> None:
 def _stored(row: tuple[Any, ...]) -> StoredRow:
     seq, *columns, canonical, leaf = row
     return StoredRow(seq, dict(zip(COLUMNS, columns, strict=True)), canonical, leaf)
-
-
-def _fields(hold: Hold) -> dict[str, str | None]:
-    return asdict(hold)

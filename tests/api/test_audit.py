@@ -223,7 +223,6 @@ async def test_every_reading_is_noted_before_its_answer(gateway: Running) -> Non
         ("other", "refused", {"path": f"{path}verify", "filters": {}, "status": 403}),
         ("blind", "refused", {"path": f"{path}logs", "filters": {}, "status": 403}),
         ("other", "refused", {"path": f"{path}logs", "filters": {}, "status": 403}),
-        ("demo", "refused", {"path": f"{path}logs", "filters": {}, "status": 400}),
     ]
     assert {each["log"] for each in noted} == {"gateway"}
     assert {(each["subject"], each["personal"]) for each in noted} == {(None, None)}

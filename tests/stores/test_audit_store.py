@@ -1,7 +1,11 @@
 """What every audit store must do, against the real SQLite file."""
 
+import os
 import sqlite3
 import stat
+import subprocess
+import sys
+from pathlib import Path
 
 import orjson
 import pytest
@@ -265,3 +269,30 @@ def test_the_newest_checkpoint_replaces_the_one_before(store):
     store.set_head("one")
     store.set_head("two")
     assert store.head() == "two"
+
+
+def test_a_log_on_a_medium_that_nobody_can_write_is_read(tmp_path):
+    path = tmp_path / "eu-west.db"
+    written = SqliteAuditStore(path)
+    written.append([decision_of(1)], [])
+    written.close()
+    code = f"""
+from pathlib import Path
+from app.stores.sqlite import SqliteAuditStore
+print(SqliteAuditStore(Path({str(path)!r}), readonly=True).last_seq())
+"""
+    mount = (
+        f'mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && exec {sys.executable} -c "$CODE"'
+    )
+    ran = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "CODE": code},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if "unshare" in ran.stderr or "mount:" in ran.stderr:
+        pytest.skip(f"only root may mount a file system: {ran.stderr.strip()}")
+    assert (ran.stdout, ran.stderr) == ("1\n", "")

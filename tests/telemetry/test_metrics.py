@@ -125,6 +125,15 @@ def test_gauges_are_read_at_each_scrape() -> None:
     assert _value(metrics, "tidegate_cache_evictions_total") == 4
 
 
+def test_conflicts_are_zero_once_a_peer_is_watched(metrics: Metrics) -> None:
+    peer = {"peer": "eu-west", "log": "gateway"}
+    metrics.witnessed(**peer, moment=12.5)
+    assert _value(metrics, "tidegate_audit_witnessed_timestamp_seconds", **peer) == 12.5
+    assert _value(metrics, "tidegate_audit_witness_conflicts_total", **peer) == 0
+    metrics.conflicted(**peer)
+    assert _value(metrics, "tidegate_audit_witness_conflicts_total", **peer) == 1
+
+
 def test_each_gateway_counts_for_itself(metrics: Metrics) -> None:
     other = _make()
     metrics.cache("MISS")
@@ -159,12 +168,15 @@ def test_no_caller_makes_series(events: list[tuple[str, int, str, str]]) -> None
         metrics.limited(one)
         metrics.refused(one)
         metrics.committed(two, 1, 0.1)
+        metrics.witnessed(one, two, number)
+        metrics.conflicted(two, one)
     samples = _samples(metrics)
     labels = [dict(pairs) for name, pairs in samples if name.startswith("tidegate_")]
     assert {each["region"] for each in labels if "region" in each} <= {*REGIONS, "none", "other"}
     assert {each["endpoint"] for each in labels if "endpoint" in each} <= {*ENDPOINTS, "other"}
     assert {each["outcome"] for each in labels if "outcome" in each} <= {*OUTCOMES, "other"}
     assert {each["log"] for each in labels if "log" in each} <= {*REGIONS, "gateway", "other"}
+    assert {each["peer"] for each in labels if "peer" in each} <= {*REGIONS, "other"}
     assert {each["limit"] for each in labels if "limit" in each} <= {*LIMITS, "other"}
     assert {each["reason"] for each in labels if "reason" in each} <= {*Reason, "other"}
     total = sum(value for (name, _), value in samples.items() if name == "tidegate_requests_total")
@@ -201,7 +213,7 @@ def test_a_series_is_looked_up_once(metrics: Metrics) -> None:
 
 def test_names_follow_the_conventions(metrics: Metrics) -> None:
     families = [family for family in _families(metrics) if not family.name.startswith("process_")]
-    assert len(families) == 15
+    assert len(families) == 17
     for family in families:
         assert re.fullmatch(r"tidegate_[a-z_]+", family.name)
         assert family.documentation.endswith(".")
@@ -220,6 +232,7 @@ def test_every_metric_is_documented(metrics: Metrics) -> None:
     documented = {name: (kind, set(re.findall(r"`(\w+)`", labels))) for name, kind, labels, _ in rows}
     metrics.request("infer", 200, "eu-west", 0.1)
     metrics.attempt("eu-west", "answered", 0.1)
+    metrics.witnessed("eu-west", "gateway", 0)
     actual = {
         family.name + ("_total" if family.type == "counter" else ""): (
             family.type,
