@@ -1,6 +1,6 @@
 """The command `tidegate`: which commands there are, and the edge where a failure becomes one line and an exit code.
 
-Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration, 130 interrupted.
+Exit codes: 0 done, 1 failed while running, 2 wrong usage or configuration, 70 a bug of ours, 130 interrupted.
 """
 
 import os
@@ -15,7 +15,7 @@ import click
 from app.commands.lazy import LazyGroup
 from app.yaml_source import ConfigInvalid
 
-_FAILED, _WRONG, _INTERRUPTED = 1, 2, 130
+_FAILED, _WRONG, _INTERNAL, _INTERRUPTED = 1, 2, 70, 130
 
 _COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
     {name: f"app.commands.{name}" for name in ("up", "gateway", "worker", "check", "explain", "prove", "audit", "keys")}

@@ -20,6 +20,7 @@ SOURCES = sorted(
 )
 PURE_FILES = {
     "app/audit/checkpoint.py",
+    "app/audit/extension.py",
     "app/audit/merkle.py",
     "app/audit/record.py",
     "app/audit/report.py",

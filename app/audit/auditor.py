@@ -9,7 +9,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Self, TypeVar
 
-from app.audit.checkpoint import Checkpoint, NoteError, VerifierKey
+from app.audit.checkpoint import NoteError, VerifierKey, claimed
 from app.audit.export import Source, export
 from app.audit.findings import Report
 from app.audit.growth import Growth, Heads
@@ -148,7 +148,7 @@ class Auditor:
         """What the log's writer knows of it, and its file must hold; None where the writer does not trust the file."""
         try:
             note = await self._trail.checkpoint(log)
-            checkpoint = Checkpoint.parse(note.rpartition("\n\n")[0] + "\n")
+            checkpoint = claimed(note)
         except (AuditUnavailable, NoteError):
             return None
         return Saved("the checkpoint made for this check", note, checkpoint)

@@ -123,6 +123,11 @@ class Checkpoint:
         return cls(origin, int(size), _decoded(root), times[0] if times else None)
 
 
+def claimed(note: str) -> Checkpoint:
+    """The checkpoint in a note, whoever signed it: nothing to rely on. Raises NoteError."""
+    return Checkpoint.parse(note.rpartition("\n\n")[0] + "\n")
+
+
 @dataclass(frozen=True, slots=True)
 class _Signature:
     name: str

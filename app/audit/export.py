@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from app.audit.checkpoint import Checkpoint, NoteError
+from app.audit.checkpoint import NoteError, claimed
 from app.audit.keys import KeyStore
 from app.audit.opener import Opener
 from app.audit.reader import Filters
@@ -81,7 +81,7 @@ def _begin(source: Source, stack: ExitStack, *, covered: bool) -> _Log:
 
 def _covered(source: Source, head: str | None) -> int:
     try:
-        return Checkpoint.parse(head.rpartition("\n\n")[0] + "\n").size if head else 0
+        return claimed(head).size if head else 0
     except NoteError as error:
         raise StoreError(f"audit log {source.file}: its checkpoint: {error}") from error
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from app.audit.checkpoint import Checkpoint, NoteError, VerifierKey
+from app.audit.checkpoint import NoteError, VerifierKey, claimed
 from app.audit.merkle import consistency_proof, node_hash
 from app.audit.place import Place, log_file
 from app.audit.tree import LogTree
@@ -113,6 +113,6 @@ def _head(log: str, store: SqliteAuditStore) -> str:
 
 def _size(log: str, note: str) -> int:
     try:
-        return Checkpoint.parse(note.rpartition("\n\n")[0] + "\n").size
+        return claimed(note).size
     except NoteError as error:
         raise StoreError(f"audit log {log}: its checkpoint: {error}") from error

@@ -60,15 +60,13 @@ class Ledger:
 
     def know(self, records: Iterable[Record]) -> None:
         """Have a key for every subject in here: the missing ones are made in one durable commit."""
-        subjects = {each["subject"] for each in records} - {None}
+        subjects = {self._spared(each)["subject"] for each in records} - {None}
         if subjects and self._subjects:
             self._subjects.obtain(subjects)
 
     def entry(self, plain: Record, seq: int) -> AuditEntry:
         """The record as the `seq`-th, its personal fields sealed; raises TypeError where it has no canonical form."""
-        if plain.get("decision_id") in self.pending and self.pending[plain["decision_id"]].get("erased"):
-            plain = {**plain, **_NAMELESS}
-        plain = stored = record.numbered(plain, self._place.log, seq)
+        plain = stored = record.numbered(self._spared(plain), self._place.log, seq)
         if plain["subject"] is not None:
             key = self._key_of(plain["subject"])
             stored = seal.sealed(plain, key, os.urandom(seal.NONCE_SIZE), self._place.log)
@@ -158,6 +156,11 @@ class Ledger:
         self._store.close()
         if self._subjects:
             self._subjects.close()
+
+    def _spared(self, plain: Record) -> Record:
+        """The record, without the name where its subject has been erased since the decision."""
+        decision = self.pending.get(plain.get("decision_id", ""), {})
+        return {**plain, **_NAMELESS} if decision.get("erased") else plain
 
     def _record(self, event: Record, change: Change) -> None:
         self.know([event])

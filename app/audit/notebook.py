@@ -1,6 +1,7 @@
 """What a witness keeps of others' logs: the last checkpoint that was good, the key under it, the first that was not."""
 
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +36,8 @@ class Notebook:
         self._directory = settings.path / WITNESS
         self._signer = FileKeys(settings.key_directory).signing_key(WITNESS)
         self._own = Place(self._directory, WITNESS, standing)
-        _make(self._directory)
+        with _named(self._directory):
+            make_directory(self._directory)
         self._own.publish(VerifierKey(self._own.origin, self._signer.public_key().public_bytes_raw()))
 
     def last(self, peer: str, log: str) -> Witnessed | None:
@@ -58,17 +60,19 @@ class Notebook:
         """
         cosigned = checkpoint.cosigned(note, self._own.origin, self._signer, seconds)
         place = self._place(peer, log)
-        _make(place.directory)
-        if place.verifiers() != [key]:
-            _write(place.public, f"{key.line()}\n")
-        _write(self.file(peer, log), cosigned)
+        with _named(place.directory):
+            make_directory(place.directory)
+            if place.verifiers() != [key]:
+                replace(place.public, f"{key.line()}\n".encode())
+            replace(self.file(peer, log), cosigned.encode())
 
     def keep_conflict(self, peer: str, log: str, note: str) -> None:
         """Keep a checkpoint that contradicts the last good one, unless there is one already."""
         file = self.conflict_file(peer, log)
-        if not file.exists():
-            _make(file.parent)
-            _write(file, note)
+        with _named(file):
+            if not file.exists():
+                make_directory(file.parent)
+                replace(file, note.encode())
 
     def file(self, peer: str, log: str) -> Path:
         """Where the last good checkpoint of a log is kept."""
@@ -90,15 +94,9 @@ class Notebook:
         raise NoteError(f"{saved.source} is not as this gateway cosigned it")
 
 
-def _make(directory: Path) -> None:
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
     try:
-        make_directory(directory)
+        yield
     except OSError as error:
-        raise StoreError(f"witness {directory}: {error.strerror}") from error
-
-
-def _write(file: Path, text: str) -> None:
-    try:
-        replace(file, text.encode())
-    except OSError as error:
-        raise StoreError(f"witness {file}: {error.strerror}") from error
+        raise StoreError(f"witness {path}: {error.strerror}") from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from app.audit import checkpoint
-from app.audit.checkpoint import Checkpoint, NoteError, VerifierKey
+from app.audit.checkpoint import Checkpoint, NoteError, VerifierKey, claimed
 from app.audit.merkle import HASH_SIZE, inclusion_proof, leaf_hash, verify_inclusion
 from app.audit.record import Record, canonical
 from app.audit.seal import closed
@@ -36,7 +36,7 @@ class Proof:
             "kind": "proof",
             "record": self.record,
             "leaf_index": self.record["seq"] - 1,
-            "tree_size": _signed(self.note).size,
+            "tree_size": claimed(self.note).size,
             "leaf_hash": _text(leaf_hash(canonical(closed(self.record)))),
             "proof": [_text(each) for each in self.hashes],
             "checkpoint": self.note,
@@ -79,18 +79,13 @@ def prove(store: AuditStore, record: Mapping[str, Any]) -> Proof:
     """
     note = store.head()
     try:
-        size = _signed(note).size if note else 0
+        size = claimed(note).size if note else 0
     except NoteError as error:
         raise ProofError(f"the log's newest checkpoint is not sound: {error}") from error
     seq = record["seq"]
     if seq > size:
         raise ProofError(f"record {seq} is not covered by a checkpoint yet, the newest covers {size}: try again later")
     return Proof(dict(record), tuple(inclusion_proof(seq - 1, size, LogTree(store).subtree)), note or "")
-
-
-def _signed(note: str) -> Checkpoint:
-    """What a note says, whoever signed it; raises NoteError."""
-    return Checkpoint.parse(note.rpartition("\n\n")[0] + "\n")
 
 
 def _text(value: bytes) -> str:

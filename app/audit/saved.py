@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.audit.checkpoint import MAX_NOTE_BYTES, Checkpoint, NoteError
+from app.audit.checkpoint import MAX_NOTE_BYTES, Checkpoint, NoteError, claimed
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Saved:
             raw = stream.read(MAX_NOTE_BYTES + 1)
         try:
             note = raw.decode()
-            return cls(str(file), note, Checkpoint.parse(note.rpartition("\n\n")[0] + "\n"))
+            return cls(str(file), note, claimed(note))
         except ValueError as error:
             raise NoteError(f"{file} holds no checkpoint: {error}") from error
 

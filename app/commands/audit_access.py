@@ -14,7 +14,7 @@ from rich.text import Text
 from app.commands.audit_erase import one_tenant
 from app.commands.audit_options import Where, located_at_several
 from app.commands.audit_rights import desks
-from app.commands.tables import show, table
+from app.commands.tables import printable, show, table
 
 _DAY = 86400
 
@@ -77,10 +77,12 @@ def _print(summaries: Sequence[Mapping[str, Any]]) -> None:
         kept = "" if summary["retention_s"] is None else f"{summary['retention_s'] / _DAY:g} d"
         for log in summary["logs"]:
             cells = (log["log"], log["records"], log["oldest"], log["newest"], kept, ", ".join(log["holds"]))
-            logs.add_row(*(Text(str(cell or "")) for cell in (summary["trail"], *cells)))
+            logs.add_row(*(Text(printable(str(cell or ""))) for cell in (summary["trail"], *cells)))
         for each in summary["recipients"]:
             names = ("region", "operator", "country", "requests", "reason", "rule", "law", "basis")
-            recipients.add_row(*(Text(str(cell or "")) for cell in (summary["trail"], *(each[name] for name in names))))
+            recipients.add_row(
+                *(Text(printable(str(cell or ""))) for cell in (summary["trail"], *(each[name] for name in names)))
+            )
     show(logs)
     click.echo()
     show(recipients)

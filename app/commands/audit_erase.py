@@ -10,7 +10,7 @@ from rich.text import Text
 
 from app.commands.audit_options import Where, located_at_several
 from app.commands.audit_rights import Desk, desks
-from app.commands.tables import show, table
+from app.commands.tables import printable, show, table
 
 
 @click.command("erase", short_help="Forget a person.")
@@ -69,7 +69,7 @@ def _print(
         return
     columns = table("trail", "log", "records", "erasure")
     for log in logs:
-        columns.add_row(*(Text(str(log[name] or "")) for name in ("trail", "log", "records", "id")))
+        columns.add_row(*(Text(printable(str(log[name] or ""))) for name in ("trail", "log", "records", "id")))
     show(columns)
     done = "would be erased from" if dry_run else "is erased from"
     click.echo(f"The person {done} {records} record{'' if records == 1 else 's'} of tenant {tenant}.")

@@ -10,7 +10,7 @@ from rich.text import Text
 from app.commands.audit_options import Moment, Where, located_at_several
 from app.commands.audit_remote import Unanswered
 from app.commands.audit_rights import Desk, desks
-from app.commands.tables import show, table
+from app.commands.tables import printable, show, table
 
 _NOT_FOUND = 404
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -104,5 +104,5 @@ def _print(holds: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
         person = "yes" if any(log["subject"] for log in hold["logs"]) else ""
         logs = ", ".join(log["log"] for log in hold["logs"])
         values = (*(hold[name] for name in ("trail", "id", "placed", "tenant")), person, hold["from"], hold["to"], logs)
-        columns.add_row(*(Text(str(value or "")) for value in (*values, hold["note"])))
+        columns.add_row(*(Text(printable(str(value or ""))) for value in (*values, hold["note"])))
     show(columns)

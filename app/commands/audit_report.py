@@ -11,7 +11,7 @@ from typing import Any, Final
 import click
 import orjson
 
-from app.audit.checkpoint import Checkpoint, NoteError
+from app.audit.checkpoint import Checkpoint, NoteError, claimed
 from app.audit.export import export
 from app.audit.reader import Filters
 from app.audit.record import Record
@@ -128,7 +128,7 @@ class _Export:
 def _signed(note: str | None) -> Checkpoint | None:
     """What a note says; whether it is signed is for `tidegate audit verify` to find out."""
     try:
-        return Checkpoint.parse(note.rpartition("\n\n")[0] + "\n") if note else None
+        return claimed(note) if note else None
     except NoteError:
         return None
 

@@ -139,16 +139,21 @@ class _Files:
         self._trail = trail
         self._runner = runner
         self._rights = Rights(trail, site.audit, settings)
+        self._configured = settings is not None
 
     def erase(self, subject: str, tenant: str | None, *, dry_run: bool) -> Mapping[str, Any]:
+        self._check(tenant)
         return self._run(self._rights.erase(subject, tenant, Actor(), dry_run=dry_run)).as_json()
 
     def access(self, subject: str, tenant: str | None) -> Iterator[bytes]:
+        self._check(tenant)
         parts = self._run(self._read(subject, tenant)).parts
         while part := self._run(anext(parts, b"")):
             yield from part.splitlines(keepends=True)
 
     def place(self, hold: Mapping[str, str | None]) -> Mapping[str, Any]:
+        if hold["subject"] is not None:
+            self._check(hold["tenant"])
         placed = self._rights.hold(
             hold["note"] or "",
             Actor(),
@@ -170,6 +175,10 @@ class _Files:
         detail = {"command": "access", "filters": found.asked, "records": found.records}
         await self._trail.append(RESERVED_LOG, [event("read", "served", detail, Actor())], _PATIENCE)
         return found
+
+    def _check(self, tenant: str | None) -> None:
+        if tenant is None and not self._configured:
+            raise click.UsageError("a person's id needs --tenant, whose person it is, or --config, which knows tenants")
 
     def _run(self, work: Awaitable[_Result]) -> _Result:
         with told():

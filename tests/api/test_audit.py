@@ -255,7 +255,7 @@ async def test_the_description_names_every_parameter_and_answer(gateway: Running
 
 
 async def test_nothing_is_shown_that_could_not_be_noted(tmp_path: Path) -> None:
-    async with standing(tmp_path, commit_deadline="300ms") as gateway:
+    async with standing(tmp_path) as gateway:
         await gateway.embed("1", X_Request_Id="first")
         one = (await ids(gateway))[0]
         (tmp_path / "audit" / "gateway.db").rename(tmp_path / "audit" / "moved")

@@ -64,7 +64,7 @@ async def test_an_erased_person_leaves_no_name_and_a_trail_that_verifies(tmp_pat
         first = await visit(gateway, X_Request_Id="annas-own-request", traceparent=f"00-{'ab' * 16}-{'cd' * 8}-01")
         await visit(gateway, "bert")
         name = pseudonym(tmp_path)
-        assert where(name, tmp_path / "audit") == ["eu-west.db-wal"] or where(name, tmp_path / "audit")
+        assert where(name, tmp_path / "audit")
         checkpoint = tmp_path / "saved.note"
         checkpoint.write_text((await gateway.client.get("/v1/audit/checkpoint", params={"region": "eu-west"})).text)
 
@@ -99,7 +99,7 @@ async def test_an_erased_person_leaves_no_name_and_a_trail_that_verifies(tmp_pat
 async def test_a_request_in_flight_leaves_no_name(tmp_path):
     reached, go_on = asyncio.Event(), asyncio.Event()
 
-    async def slow(writer, request):
+    async def slow(writer, _request):
         reached.set()
         await go_on.wait()
         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(EMBEDDING)}\r\n\r\n"
@@ -142,7 +142,7 @@ async def test_a_hold_refuses_an_erasure_in_the_callers_language(tmp_path):
     async with standing(tmp_path) as gateway:
         await visit(gateway)
         await visit(gateway, X_Region="us-east", X_Data_Subject="US")
-        hold = await post(gateway, "holds", **{"note": "case 17", "tenant": "demo", "to": "2999-01-31T12:00:00+02:00"})
+        hold = await post(gateway, "holds", note="case 17", tenant="demo", to="2999-01-31T12:00:00+02:00")
         placed = hold.json()
         assert hold.status_code == 200, hold.text
         assert (placed["tenant"], placed["from"], placed["to"]) == ("demo", None, "2999-01-31T10:00:00.000000Z")
@@ -186,13 +186,14 @@ async def test_access_tells_everything_and_is_itself_recorded(tmp_path):
         assert summary["retention_s"] == 365 * 86400
         (recipient,) = summary["recipients"]
         assert (recipient["region"], recipient["operator"], recipient["country"]) == ("eu-west", "acme-eu-west", "IE")
-        assert recipient["requests"] == 1 or recipient["requests"] == 2
+        assert recipient["requests"] == 1  # the other answer came from the cache
         assert recipient["law"].startswith("GDPR")
-        assert {"source": "header", "code": "DE"} in summary["evidence"] or summary["evidence"]
+        assert {each["code"] for each in summary["evidence"]} == {"DE", "US"}
         (read,) = [each for each in await readings(gateway) if each["detail"]["path"] == "/v1/audit/access"]
         assert (read["outcome"], read["tenant"], read["log"]) == ("served", "demo", "gateway")
         assert read["detail"]["filters"] == {"subject": True, "tenant": "demo"}
-        assert (read["detail"]["records"], read["request_id"] is None or "anna" not in read["request_id"]) == (4, True)
+        assert read["detail"]["records"] == 4
+        assert "anna" not in str(read)
     assert where(pseudonym(tmp_path), tmp_path / "audit") == ["eu-west.db"]
     assert where(ANNA, tmp_path) == where(NAME, tmp_path) == []
 

@@ -118,12 +118,15 @@ async def test_erasing_leaves_the_proofs_and_takes_the_names(trail, audit, pair,
         assert b"order-of-ab" not in path.read_bytes(), path
 
 
-async def test_a_request_under_way_when_its_subject_is_erased_ends_without_the_name(trail, pair, lines):
+async def test_a_request_under_way_when_its_subject_is_erased_ends_without_the_name(trail, audit, pair, lines):
     decision, ended = pair(subject=WHO, request_id="their-order-17")
     await trail.append("eu-west", [decision], 10)
     await trail.erase("eu-west", WHO, event())
     await trail.append("eu-west", [ended], 10)
     assert [row.columns["kind"] for row in lines()] == ["decision", "erasure", "completion"]
+    subjects = FileKeys(audit.key_directory).subject_keys("eu-west", readonly=True)
+    assert subjects.get(WHO) is None
+    subjects.close()
     last = lines()[-1]
     assert (last.columns["subject"], last.columns["request_id"]) == (None, None)
     assert orjson.loads(last.canonical)["personal"] is None

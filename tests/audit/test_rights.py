@@ -1,4 +1,4 @@
-"""Erasure, access and legal holds over real logs: what is forgotten, what is kept, and what breaks off in the middle."""
+"""Erasure, access and legal holds over real logs: what is forgotten, what is kept, what breaks off in the middle."""
 
 import asyncio
 import json
@@ -52,9 +52,11 @@ def write(trail, audit, pair):
     """Appends a request of a person (or of nobody) to a log: decision and completion."""
     pseudonyms = Pseudonyms(FileKeys(audit.key_directory))
 
-    async def append(subject_id, log="eu-west", tenant="demo", **fields):
+    async def append(subject_id, log="eu-west", tenant="demo", model="minilm", **fields):
         subject = await pseudonyms.of(log, tenant, subject_id)
-        decision, ended = pair(subject=subject, tenant=tenant, region=log, **fields)
+        decision, ended = (
+            {**each, "model": model} for each in pair(subject=subject, tenant=tenant, region=log, **fields)
+        )
         await trail.append(log, [decision, ended], 10)
         return decision
 
@@ -99,7 +101,7 @@ def where(text, audit):
 
 
 async def disclosed(rights, subject_id, tenant=None):
-    lines = b"".join([part async for part in await rights.access(subject_id, tenant, OFFICER)]).splitlines()
+    lines = b"".join([part async for part in (await rights.access(subject_id, tenant)).parts]).splitlines()
     summary, *records = map(json.loads, lines)
     return summary, records
 
@@ -109,7 +111,7 @@ def pseudonym_of(audit, log, subject_id=ANNA, tenant="demo"):
     return found
 
 
-async def test_an_erased_person_is_in_no_byte_and_the_trail_still_proves(rights, trail, audit, write, stored, tmp_path):
+async def test_an_erased_person_is_in_no_byte_and_the_trail_still_proves(rights, trail, audit, write, tmp_path):
     kept = []
     for number in range(150):
         await write(ANNA, ("eu-west", "us-east")[number % 2], request_id=f"anna-was-here-{number}", trace_id="ab" * 16)
@@ -163,12 +165,12 @@ async def test_twice_is_as_good_as_once(rights, audit, write):
     assert [each["kind"] for each in rows(audit, "eu-west")] == ["decision", "completion", "erasure"]
 
 
-async def test_a_person_of_several_tenants_needs_the_tenant_named(rights, write, audit):
+async def test_a_person_of_several_tenants_needs_the_tenant_named(rights, write):
     await write(ANNA, "eu-west", "other")
     await write(ANNA, "us-east", "demo")
-    for asked in (rights.erase, rights.access):
+    for asked in (rights.erase(ANNA, None, OFFICER), rights.access(ANNA, None)):
         with pytest.raises(InvalidRequest) as refused:
-            await asked(ANNA, None, OFFICER)
+            await asked
         assert (refused.value.message_id, refused.value.param) == ("invalid_request.tenant_ambiguous", "tenant")
         assert refused.value.values["expected"] == ["demo", "other"]
     erasure = (await rights.erase(ANNA, "other", OFFICER)).as_json()
@@ -198,13 +200,13 @@ async def test_a_dry_run_tells_and_does_nothing(rights, write, audit):
 async def test_a_request_id_that_names_the_person_is_not_recorded(rights, trail, audit, write):
     await write(ANNA)
     officer = Actor("acme", "00000000", f"erase-{ANNA}")
-    _ = [part async for part in await rights.access(ANNA, None, officer)]
     placed = await rights.hold("a note", officer, subject_id=ANNA)
     await rights.release(placed.hold.id, OFFICER)
     await rights.erase(ANNA, None, officer)
     await trail.close()
     assert where(ANNA, audit) == []
-    assert [each["request_id"] for each in rows(audit, "gateway")] == [None]
+    told = [each for each in rows(audit, "eu-west") if each["kind"] in {"hold", "erasure"}]
+    assert [each["request_id"] for each in told] == [None, None, None]  # the release's is the person's, and forgotten
 
 
 async def test_a_returning_person_gets_a_new_key(rights, trail, audit, write):
@@ -216,7 +218,7 @@ async def test_a_returning_person_gets_a_new_key(rights, trail, audit, write):
     await write(ANNA, request_id="back-again")
     assert keys.get(first["subject"]) not in (None, old)
     keys.close()
-    summary, records = await disclosed(rights, ANNA)
+    _, records = await disclosed(rights, ANNA)
     assert [each["request_id"] for each in records] == ["back-again", "back-again"]
     assert (await rights.erase(ANNA, None, OFFICER)).as_json()["records"] == 2
     await trail.close()
@@ -335,7 +337,7 @@ async def test_holds_are_listed_recorded_without_their_notes_and_released(rights
         ("about all of other", "other", "2999-01-01T00:00:00.000000Z"),
     ]
     assert listed[0]["logs"] == [{"log": "eu-west", "subject": pseudonym_of(audit, "eu-west")}]
-    assert [each["log"] for each in listed[1]["logs"]] == sorted(LOGS, key=LOGS.index)
+    assert [each["log"] for each in listed[1]["logs"]] == list(LOGS)
     assert listed == [first.as_json(), second.as_json()]
 
     for hold in (first, second):
@@ -347,8 +349,6 @@ async def test_holds_are_listed_recorded_without_their_notes_and_released(rights
     told = [each for each in rows(audit, "eu-west") if each["kind"] == "hold"]
     actions = [(each["outcome"], each["detail"]["action"], each["detail"]["hold"]) for each in told]
     assert actions == [
-        (action, action, hold.hold.id) for action in ("placed", "released") for hold in (first, second)
-    ] or actions == [
         ("placed", "placed", first.hold.id),
         ("placed", "placed", second.hold.id),
         ("released", "released", first.hold.id),
@@ -414,19 +414,16 @@ async def test_access_discloses_everything_about_one_person(rights, audit, write
         {"purpose": "inference", "model": "minilm", "requests": 1},
         {"purpose": "accountability", "records": 6},
     ]
-    reading = rows(audit, "gateway")[-1]
-    assert (reading["kind"], reading["outcome"], reading["subject"]) == ("read", "access", None)
-    assert reading["detail"] == {"filters": ["subject"], "records": 6, "logs": ["eu-west", "us-east"]}
     await trail.close()
     for log in ("eu-west", "us-east"):
         assert not [file for file in where(pseudonym_of(audit, log), audit) if "gateway" in file]
     assert where(ANNA, audit) == []
 
 
-async def test_access_to_nobody_is_answered_and_recorded_too(rights, audit):
+async def test_access_to_nobody_is_answered(rights):
     summary, records = await disclosed(rights, ANNA)
-    assert (summary["known"], summary["records"], summary["logs"], records) == (False, 0, [], [])
-    assert [each["detail"]["records"] for each in rows(audit, "gateway")] == [0]
+    assert (summary["known"], summary["tenant"], summary["records"]) == (False, None, 0)
+    assert (summary["logs"], records) == ([], [])
 
 
 async def test_access_goes_on_over_many_parts(rights, trail, audit, pair):
@@ -443,7 +440,7 @@ async def test_access_that_an_erasure_overtakes_breaks_off(rights, trail, audit,
     subject = await Pseudonyms(FileKeys(audit.key_directory)).of("eu-west", "demo", ANNA)
     for _ in range(12):
         await trail.append("eu-west", [each for _ in range(100) for each in pair(subject=subject)], 10)
-    parts = await rights.access(ANNA, None, OFFICER)
+    parts = (await rights.access(ANNA, None)).parts
     assert json.loads(await anext(parts))["records"] == 2400
     await anext(parts)
     await rights.erase(ANNA, None, OFFICER)

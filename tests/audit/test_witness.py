@@ -209,6 +209,21 @@ async def test_a_peer_that_refuses_to_prove_its_growth_contradicts_itself(desk, 
     assert (desk.size(), desk.conflict()) == (5, peer.logs["eu-west"].note())
 
 
+async def test_a_peer_that_is_too_busy_for_a_proof_is_asked_again(desk, peer):
+    async def busy(writer, request):
+        log = peer.logs["eu-west"]
+        await (reply(429) if "old=" in request.line else peer.answer(log, None))(writer, request)
+
+    async with desk.working():
+        await until(lambda: desk.size() == 5)
+        peer.logs["eu-west"].records.append("more")
+        peer.instead["eu-west"] = busy
+        await rounds(peer)
+        assert desk.conflicts() == 0
+        peer.instead.clear()
+        await until(lambda: desk.size() == 6)
+
+
 async def test_a_proof_of_another_growth_is_no_proof(desk, peer):
     async with desk.working():
         await until(lambda: desk.size() == 5)
@@ -227,6 +242,7 @@ async def test_a_key_is_replaced_where_the_tree_goes_on(desk, peer):
             log = peer.logs["eu-west"]
             assert desk.keys() == [log.key]
             log.rotate()
+            await until(lambda: desk.keys() == [log.key])
             log.records.append("under the new key")
             await until(lambda: desk.size() == 6)
             await rounds(peer)
@@ -234,6 +250,15 @@ async def test_a_key_is_replaced_where_the_tree_goes_on(desk, peer):
     assert checkpoint.opened(desk.note(), [log.key]) == log.checkpoint().text()
     assert desk.conflicts() == 0
     assert [line["verifier"] for line in lines if "another key" in line["event"]] == [log.key.line()]
+
+
+async def test_what_the_pinned_key_signs_needs_no_list_of_keys(desk, peer):
+    async with desk.working():
+        await until(lambda: desk.size() == 5)
+        log = peer.logs["eu-west"]
+        log.records.append("more")
+        peer.instead["eu-west"] = reply(200, body(5, log.proof(5), log.note()).encode())
+        await until(lambda: desk.size() == 6)
 
 
 def says(text: str | bytes, *headers: str):
@@ -281,6 +306,33 @@ async def test_an_answer_that_is_none_is_told_once_and_kept_nowhere(desk, peer, 
     assert [line["log"] for line in lines if line["event"] == UNUSABLE] == ["eu-west"]
     assert desk.conflicts() == 0
     assert not (desk.directory / "eu-west" / "eu-west.conflict").exists()
+
+
+async def test_an_answer_without_end_is_left(desk, peer):
+    async def endless(writer, _):
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\nold 0\n")
+        while True:
+            writer.write(b"x" * 4096)
+            await writer.drain()
+
+    peer.instead["eu-west"] = endless
+    with capture_logs() as lines:
+        async with desk.working():
+            await until(lambda: UNUSABLE in [line["event"] for line in lines])
+            await rounds(peer)
+
+
+async def test_what_comes_again_is_told_again(desk, peer):
+    with capture_logs() as lines:
+        async with desk.working():
+            for number in (1, 2):
+                peer.instead["eu-west"] = reply(404)
+                await until(lambda: len(lines) == number)  # noqa: B023 - awaited before the next
+                await rounds(peer)
+                peer.instead.clear()
+                seen = desk.witnessed()
+                await until(lambda: desk.witnessed() > seen)  # noqa: B023 - as above
+    assert [line["event"] for line in lines] == [UNUSABLE] * 2
 
 
 async def test_nonsense_after_the_truth_changes_nothing(desk, peer):
@@ -351,9 +403,10 @@ async def test_a_restart_keeps_what_was_pinned(desk, peer):
 
 async def test_an_own_note_that_is_damaged_is_told_and_accuses_nobody(desk, peer):
     async with desk.working():
-        await until(lambda: desk.size() == 5)
+        await until(lambda: (desk.size(), desk.size("gateway")) == (5, 0))
     file = desk.directory / "eu-west" / "eu-west.note"
-    for damaged in (desk.note().replace("\n5\n", "\n9\n"), "nonsense", peer.logs["eu-west"].note()):
+    altered, another = desk.note().replace("\n5\n", "\n9\n"), desk.note("gateway")
+    for damaged in (altered, another, peer.logs["eu-west"].note(), "nonsense"):
         file.write_text(damaged)
         with capture_logs() as lines:
             async with desk.working():

@@ -40,6 +40,10 @@ ENDPOINTS = {
     "/v1/audit/records/{id}/proof": {"get"},
     "/v1/audit/checkpoint": {"get"},
     "/v1/audit/verify": {"get"},
+    "/v1/audit/erasures": {"post"},
+    "/v1/audit/access": {"post"},
+    "/v1/audit/holds": {"get", "post"},
+    "/v1/audit/holds/{hold_id}": {"delete"},
     "/livez": {"get"},
     "/readyz": {"get"},
     "/health": {"get"},
@@ -145,10 +149,15 @@ def test_the_description_is_sound_and_complete(topology: Topology) -> None:
 
 def test_every_endpoint_answers(topology: Topology) -> None:
     """Whatever is described is there: none of them answers that there is nothing at its path."""
+    record = topology.embed("to be found again").headers["X-Audit-Id"]
+    expected = {"get": 200, "post": 400, "delete": 404}
     for path, methods in ENDPOINTS.items():
+        at = path.format(model="minilm", version="1", id=record, hold_id="none")
+        query = {"region": "gateway"} if path.endswith("/checkpoint") else {}
         for method in methods:
-            answer = topology.client.request(method, path.format(model="minilm", version="1"))
-            assert answer.status_code in ((400,) if method == "post" else (200,)), (path, answer.text)
+            answer = topology.client.request(method, at, params=query)
+            assert answer.status_code == expected[method], (path, answer.text)
+            assert at not in answer.text
 
 
 def test_the_page_that_shows_the_description(topology: Topology) -> None:
