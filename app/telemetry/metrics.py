@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final, Generic, Protocol, TypeVar
 
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
@@ -44,6 +44,7 @@ OUTCOMES: Final = (
 )
 CACHE_STATUSES: Final = ("HIT", "MISS", "BYPASS", "REFRESH")
 LIMITS: Final = ("requests", "tokens", "concurrency")
+RELOADS: Final = ("applied", "refused", "unchanged")
 
 _REQUEST_BUCKETS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
@@ -78,6 +79,7 @@ class Metrics:
         ids = [str(region["id"]) for region in regions()]
         self._count_requests(ids)
         self._count_inside([*ids, RESERVED_LOG])
+        self._count_reloads()
         self._registry.register(_Observed(regions, cache))
         ProcessCollector(registry=self._registry)
 
@@ -141,6 +143,36 @@ class Metrics:
             ),
             (logs,),
         )
+
+    def _count_reloads(self) -> None:
+        self._reloads = _Children(
+            Counter(
+                "tidegate_config_reloads_total",
+                "Reloads of the configuration since the start.",
+                ("outcome",),
+                registry=self._registry,
+            ),
+            (RELOADS,),
+        )
+        self._sound = Gauge(
+            "tidegate_config_last_reload_successful",
+            "Whether the files hold what is in force, as far as they have been read: 0 after a refused reload.",
+            registry=self._registry,
+        )
+        self._sound.set(1)
+        self._applied = Gauge(
+            "tidegate_config_applied_timestamp_seconds",
+            "When the configuration in force was applied (Unix time).",
+            registry=self._registry,
+        )
+        self._applied.set_to_current_time()
+
+    def reloaded(self, outcome: str) -> None:
+        """A reload has ended: one of `RELOADS`."""
+        self._reloads(outcome).inc()
+        self._sound.set(outcome != "refused")
+        if outcome == "applied":
+            self._applied.set_to_current_time()
 
     def request(self, endpoint: str, status: int, region: str | None, seconds: float) -> None:
         """An answer has left, served by `region` (None: by none), `seconds` after the request came."""
