@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from http import HTTPStatus
 from types import MappingProxyType
@@ -15,7 +15,8 @@ from app.audit.record import Attempt
 from app.config import RetrySettings
 from app.errors import DeadlineExceeded, GatewayError, NoHealthyRegion, Overloaded, UpstreamFailed
 from app.exchange import Exchange
-from app.fleet.registry import BackendState, Registry
+from app.fleet.backend import BackendState
+from app.fleet.registry import Registry
 from app.fleet.worker_client import AttemptFailed, UpstreamReply, WorkerClient
 from app.policy.retry import Budget, delay
 from app.telemetry.metrics import Metrics
@@ -47,15 +48,24 @@ class Forwarded:
     """Of request, for the backend's pace."""
 
 
+@dataclass(slots=True)
+class Retries:
+    """What all requests together have spent of the retry budget, under whichever configuration."""
+
+    budget: Budget = field(default_factory=Budget)
+
+
 class Forwarder:
     """Sends a call to the first ranked region that answers."""
 
-    def __init__(self, registry: Registry, client: WorkerClient, settings: RetrySettings, metrics: Metrics) -> None:
+    def __init__(
+        self, registry: Registry, client: WorkerClient, settings: RetrySettings, retries: Retries, metrics: Metrics
+    ) -> None:
         self._registry = registry
         self._client = client
         self._settings = settings
         self._metrics = metrics
-        self._budget = Budget()
+        self._retries = retries
 
     async def forward(
         self, exchange: Exchange, call: Call, ranked: Sequence[PermittedRegion], lawful: Sequence[PermittedRegion]
@@ -65,7 +75,7 @@ class Forwarder:
         Raises `NoHealthyRegion` where none of the ranked regions is up any more, `DeadlineExceeded`, `Overloaded` where
         every attempt was shed, and `UpstreamFailed`.
         """
-        self._budget = self._budget.requested(time.monotonic())
+        self._retries.budget = self._retries.budget.requested(time.monotonic())
         tried: set[BackendState] = set()
         failure: AttemptFailed | None = None
         for number in range(1, self._settings.attempts + 1):
@@ -103,11 +113,11 @@ class Forwarder:
     async def _may_retry(self, exchange: Exchange, failure: AttemptFailed, number: int) -> bool:
         if not failure.retryable or exchange.left() <= 0:
             return False
-        budget = self._budget.retried(time.monotonic(), self._settings)
+        budget = self._retries.budget.retried(time.monotonic(), self._settings)
         if budget is None:
             log.warning("retry budget spent", after=failure.outcome)
             return False
-        self._budget = budget
+        self._retries.budget = budget
         pause = delay(number - 1, self._settings, random.random())  # noqa: S311 - jitter
         await asyncio.sleep(min(pause, max(exchange.left(), 0.0)))
         return True

@@ -14,9 +14,8 @@ from app.activity import Activity
 from app.errors import DeadlineExceeded, GatewayError, InternalError, PayloadTooLarge, RequestTimeout
 from app.exchange import CLIENT_CLOSED, Exchange
 from app.facts import check_body_head, request_id, traceparent
-from app.failures import Failures
 from app.i18n import Translator
-from app.pipeline import Gateway
+from app.serving import Current, Serving
 from app.telemetry.logging import bind_request
 from app.telemetry.metrics import Metrics
 from app.types import Head, Wire
@@ -60,39 +59,39 @@ class Gate:
         self,
         app: ASGIApp,
         *,
-        gateway: Gateway,
-        failures: Failures,
+        current: Current,
         translator: Translator,
         metrics: Metrics,
         activity: Activity,
-        body_limit: int,
     ) -> None:
         self._app = app
-        self._gateway = gateway
-        self._failures = failures
+        self._current = current
         self._translator = translator
         self._metrics = metrics
         self._activity = activity
-        self._body_limit = body_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, _brief(send))
             return
+        with self._current.request() as serving:
+            await self._answer(serving, scope, receive, send)
+
+    async def _answer(self, serving: Serving, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = self._open(scope)
         bind_request(exchange.request_id)
-        scope.setdefault("state", {})["exchange"] = exchange
+        scope.setdefault("state", {}).update(exchange=exchange, serving=serving)
         outgoing = _Outgoing(exchange, send)
         self._activity.running += 1
         try:
-            await self._serve(exchange, scope, receive, outgoing)
+            await self._serve(serving, exchange, scope, receive, outgoing)
         except Exception as error:
             if exchange.cut:
                 return  # told and recorded already; an answer that is never completed makes the server close
             # The edge of the process: whatever was not foreseen is a bug, and the caller still gets a whole answer.
             log.exception("unforeseen failure", error=type(error).__name__)
             if outgoing.status is None:
-                failure = await self._failures.answer(exchange, InternalError(request_id=exchange.request_id))
+                failure = await serving.failures.answer(exchange, InternalError(request_id=exchange.request_id))
                 await failure(scope, receive, outgoing)
             elif not outgoing.finished:
                 raise  # too late for an answer: the server cuts the connection, which is what the client must see
@@ -112,20 +111,22 @@ class Gate:
             received=datetime.now(UTC),
         )
 
-    async def _serve(self, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _serve(self, serving: Serving, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        gateway = serving.gateway
+        limit = gateway.settings.gateway.body_limit
         try:
             with exchange.timed("gate"):
                 if exchange.head.method == "POST" and INFERENCE.match(exchange.head.path):
-                    await self._gateway.admit(exchange)
+                    await gateway.admit(exchange)
                 elif _GUARDED.match(exchange.head.path):
-                    self._gateway.authenticate(exchange)
+                    gateway.authenticate(exchange)
                     if exchange.head.method == "POST":
-                        check_body_head(exchange.head.headers, exchange.wire, self._body_limit)
+                        check_body_head(exchange.head.headers, exchange.wire, limit)
         except GatewayError as error:
-            refusal = await self._failures.answer(exchange, error)
+            refusal = await serving.failures.answer(exchange, error)
             await refusal(scope, receive, send)
         else:
-            await self._app(scope, _Incoming(receive, exchange, self._body_limit), send)
+            await self._app(scope, _Incoming(receive, exchange, limit), send)
 
     def _account(self, exchange: Exchange, outgoing: "_Outgoing") -> None:
         status = outgoing.status or CLIENT_CLOSED

@@ -1,6 +1,6 @@
 """Country of an address from a MaxMind DB file (`.mmdb`): GeoLite2, GeoIP2, DB-IP or IPinfo, by country or by city.
 
-The file is mapped into memory: replace it by renaming another over it, and start the gateway again.
+The file is mapped into memory: replace it by renaming another over it, which a running gateway then notices.
 """
 
 from itertools import islice

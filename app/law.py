@@ -7,6 +7,7 @@ from pathlib import Path
 from app.config import Settings
 from app.policy.lawfile import LawInvalid
 from app.policy.rules import LawBook
+from app.settings_env import Source
 from app.settings_file import ConfigInvalid, Problem, documents, load_placed
 from app.yaml_source import Key, dotted
 
@@ -36,13 +37,12 @@ def load_law(settings: Settings, base: Path, place: Place = _unplaced) -> LawBoo
     return book
 
 
-def load_reviewed(file: Path, environ: Mapping[str, str], today: date) -> tuple[Settings, LawBook, list[Problem]]:
-    """As `load_all`, for what is to serve requests; with a warning for each law whose review has run out.
+def review(settings: Settings, source: Source, base: Path, today: date) -> tuple[LawBook, list[Problem]]:
+    """As `load_law`, for what is to serve requests; with a warning for each law whose review has run out.
 
     Raises `ConfigInvalid` with these where `gateway.security` is strict.
     """
-    settings, source = load_placed(file, environ)
-    book = load_law(settings, file.absolute().parent, source.problem)
+    book = load_law(settings, base, source.problem)
     overdue = [
         source.problem(
             ("residency", "rules"),
@@ -52,7 +52,13 @@ def load_reviewed(file: Path, environ: Mapping[str, str], today: date) -> tuple[
     ]
     if overdue and settings.gateway.security == "strict":
         raise ConfigInvalid(overdue)
-    return settings, book, overdue
+    return book, overdue
+
+
+def load_reviewed(file: Path, environ: Mapping[str, str], today: date) -> tuple[Settings, LawBook, list[Problem]]:
+    """The settings in `file`, their law and the warnings of `review`."""
+    settings, source = load_placed(file, environ)
+    return settings, *review(settings, source, file.absolute().parent, today)
 
 
 def load_all(file: Path, environ: Mapping[str, str]) -> tuple[Settings, LawBook]:

@@ -31,9 +31,8 @@ class Limiter:
 
     def settle(self, tenant: Tenant, estimate: int, used: int) -> None:
         """Give back what a request was charged beyond what it used, or charge what it used beyond that."""
-        rate = tenant.limits.tokens
-        if rate is not None and used != estimate:
-            self._store.refund(f"{tenant.id}/tokens", rate, estimate - used)
+        if tenant.limits.tokens is not None and used != estimate:
+            self._store.refund(f"{tenant.id}/tokens", estimate - used)
 
     @contextmanager
     def running(self, tenant: Tenant) -> Iterator[None]:

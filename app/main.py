@@ -4,23 +4,18 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
-from http import HTTPStatus
+from collections.abc import AsyncIterator, Coroutine, Mapping
+from datetime import UTC, datetime
 from importlib.metadata import version
-from types import MappingProxyType
+from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
-from starlette.responses import Response
+from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from app.access import KeyRing
 from app.activity import Activity
-from app.api import audit, audit_rights, health, kserve, openai, routes
-from app.api.access import exchange_of
+from app.api import audit, audit_rights, faults, health, kserve, openai, routes
 from app.audit.auditor import Auditor
 from app.audit.keys import FileKeys
 from app.audit.place import EDGE
@@ -29,103 +24,162 @@ from app.audit.reader import Reader
 from app.audit.rights import Rights
 from app.audit.witness import Witness
 from app.audit.writer import Trail, TrailError
-from app.caller import Geo
-from app.config import RESERVED_LOG, Settings
+from app.config import RESERVED_LOG, CacheSettings
+from app.configuration import Configuration, ConfigurationFiles
 from app.delivery import Delivery
-from app.errors import AuditUnavailable, GatewayError, InternalError, InvalidRequest, MethodNotAllowed, NotFound
-from app.exchange import CLIENT_CLOSED
 from app.failures import Failures
 from app.fleet.prober import Prober
 from app.fleet.registry import Registry
-from app.fleet.worker_client import WorkerClient
-from app.forwarding import Forwarder
+from app.fleet.worker_client import Connections, WorkerClient
+from app.forwarding import Forwarder, Retries
 from app.gate import Gate
-from app.geoip import Database
+from app.hangup import Terminal
 from app.i18n import LOCALES, Translator
 from app.limiting import Limiter
 from app.pipeline import Gateway
-from app.policy.ground import Ground
-from app.policy.rules import LawBook
 from app.recorder import Recorder
+from app.reload import Reloader
+from app.serving import Current, Serving
 from app.stores.memory import MemoryCache, MemoryLimits
 from app.telemetry.metrics import Metrics
 from app.views import Views
 from regions import catalogue
 
 VERSION = version("tidegate")
-_KINDS = MappingProxyType(
-    {
-        "string": "string",
-        "int": "integer",
-        "float": "number",
-        "bool": "boolean",
-        "date": "YYYY-MM-DD",
-        "tuple": "array",
-        "too_long": "<= 64",
-    }
-)
-"""What a field of a dry run may be, by the beginning of pydantic's name for the problem."""
-_DEPTH = {"minimal": 256, "standard": 64, "strict": 32}
-"""Levels that a JSON body may nest, by gateway.security."""
 
 log = structlog.get_logger("tidegate.main")
 
 
-def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], activity: Activity) -> ASGIApp:
-    """The gateway as an ASGI application; `managed` maps a region to the URL of the worker that was started for it."""
-    ground = Ground.lay(book, settings.regions)
+class Works:
+    """What outlives a configuration, and makes what serves from each: counts, caches, connections, records, health.
+
+    `managed` maps a region to the URL of the worker that was started for it.
+    """
+
+    def __init__(self, first: Configuration, managed: Mapping[str, str], activity: Activity) -> None:
+        settings = first.settings
+        self._managed = managed
+        self._activity = activity
+        self._registry = Registry(settings, managed, time.monotonic)
+        self._cache = MemoryCache(settings.cache)
+        self.metrics = Metrics(self._describe, lambda: self._cache.stats(time.monotonic()))
+        self.prober = Prober(self._registry, settings.resilience.health, time.monotonic)
+        self.translator = Translator(LOCALES)
+        self._connections = Connections()
+        self._retries = Retries()
+        self._limiter = Limiter(MemoryLimits(), self.metrics)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+        # The audit trail: open for as long as the process lives, whatever is reloaded.
+        self.logs = [*(region.id for region in settings.regions), RESERVED_LOG]
+        self.trail = Trail(settings.audit, self.logs, settings.gateway.region or EDGE, observe=self.metrics.committed)
+        self.reader = Reader(settings.audit, self.logs, self._tenants)
+        self._pseudonyms = Pseudonyms(FileKeys(settings.audit.key_directory))
+        self._witnessing: asyncio.Task[None] | None = None
+
+        self.current = Current(self._serving(first), self._let_go)
+
+    def take(self, configuration: Configuration) -> None:
+        """Serve by another configuration from now on; it must not differ in what `settings_fixed` lists."""
+        settings, before = configuration.settings, self.current.serving.gateway.settings
+        self._registry = Registry(settings, self._managed, time.monotonic, self._registry)
+        if settings.regions != before.regions or not _same_store(settings.cache, before.cache):
+            self._cache = MemoryCache(settings.cache)  # an answer is from a region as it was, and from its servers
+        self.current.replace(self._serving(configuration))
+        self.prober.follow(self._registry, settings.resilience.health)
+        if settings.gateway.public_urls != before.gateway.public_urls:
+            self.witness()
+
+    def witness(self) -> None:
+        """Follow the audit logs of the other regions' gateways, as now configured."""
+        if self._witnessing:
+            self._witnessing.cancel()
+        witness = Witness(self.current.serving.gateway.settings, self.logs, self.metrics)
+        self._witnessing = _started(witness.run(), "witness")
+
+    def probe_now(self) -> None:
+        """Look at the managed backends at once: one of them says that it is ready."""
+        self._run(self.prober.probe_now())
+
+    async def aclose(self) -> None:
+        """Finish what is under way and close what is open."""
+        if self._witnessing:
+            self._witnessing.cancel()
+        await asyncio.gather(*self._tasks, *filter(None, [self._witnessing]), return_exceptions=True)
+        await self._connections.aclose()
+        await self.prober.aclose()
+        await self.trail.close()
+
+    def _serving(self, configuration: Configuration) -> Serving:
+        settings, registry = configuration.settings, self._registry
+        client = WorkerClient(self._connections, settings.resilience.health)
+        forwarder = Forwarder(registry, client, settings.resilience.retry, self._retries, self.metrics)
+        digest = configuration.ground.book.digest
+        recorder = Recorder(self.trail, self._pseudonyms, digest, settings.gateway.region)
+        gateway = Gateway(
+            settings=settings,
+            ground=configuration.ground,
+            keys=KeyRing(settings.tenants),
+            geo=configuration.geo,
+            registry=registry,
+            forwarder=forwarder,
+            limiter=self._limiter,
+            recorder=recorder,
+            delivery=Delivery(recorder, forwarder, self._limiter, self._cache),
+            cache=self._cache,
+            metrics=self.metrics,
+        )
+        views = Views(configuration, datetime.now(UTC), registry, self.prober, self.trail, self._activity)
+        return Serving(gateway, views, Failures(gateway, self.translator))
+
+    def _let_go(self) -> None:
+        """Close the connections that nobody uses any more."""
+        used = {backend for serving in self.current.all for backend in serving.gateway.registry.backends}
+        self._run(self._connections.keep(used))
+
+    def _tenants(self) -> list[str]:
+        return [tenant.id for tenant in self.current.serving.gateway.settings.tenants]
+
+    def _describe(self) -> list[dict[str, Any]]:
+        return self._registry.describe()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+def create_app(
+    files: ConfigurationFiles, first: Configuration, managed: Mapping[str, str], activity: Activity
+) -> ASGIApp:
+    """The gateway as an ASGI application, serving by `first` until `files` hold something else.
+
+    `managed` maps a region to the URL of the worker that was started for it.
+    """
     catalogue.centroid("US")  # reads its tables now, so that no request waits for them
-    registry = Registry(settings, managed, time.monotonic)
-    cache = MemoryCache(settings.cache)
-    metrics = Metrics(registry.describe, lambda: cache.stats(time.monotonic()))
-    prober = Prober(registry, settings, time.monotonic)
-    client = WorkerClient(registry, settings)
-    logs = [*(region.id for region in settings.regions), RESERVED_LOG]
-    trail = Trail(settings.audit, logs, settings.gateway.region or EDGE, observe=metrics.committed)
-    limiter = Limiter(MemoryLimits(), metrics)
-    forwarder = Forwarder(registry, client, settings.resilience.retry, metrics)
-    pseudonyms = Pseudonyms(FileKeys(settings.audit.key_directory))
-    recorder = Recorder(trail, pseudonyms, book.digest, settings.gateway.region)
-    gateway = Gateway(
-        settings=settings,
-        ground=ground,
-        keys=KeyRing(settings.tenants),
-        geo=Geo(Database(settings.gateway.geoip).country) if settings.gateway.geoip else Geo(),
-        registry=registry,
-        forwarder=forwarder,
-        limiter=limiter,
-        recorder=recorder,
-        delivery=Delivery(recorder, forwarder, limiter, cache),
-        cache=cache,
-        metrics=metrics,
-    )
+    works = Works(first, managed, activity)
+    reloader = Reloader(files, first, works.take, works.metrics)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         try:
-            await trail.start()
+            await works.trail.start()
         except TrailError as error:
             activity.failure = str(error)
             raise
-        working = asyncio.gather(prober.run(), Witness(settings, logs, metrics).run(), return_exceptions=True)
-        loop = asyncio.get_running_loop()
-        prompts: set[asyncio.Task[None]] = set()
-        with contextlib.suppress(ValueError, RuntimeError):  # only the main thread of a process gets signals
-            loop.add_signal_handler(signal.SIGUSR1, lambda: _start(prober, prompts))
-        log.info("gateway ready", version=VERSION, region=settings.gateway.region, regions=logs[:-1])
+        own = [_started(works.prober.run(), "prober"), _started(reloader.run(), "reloader")]
+        works.witness()
+        _on_signals(works, reloader)
+        log.info("gateway ready", version=VERSION, region=first.settings.gateway.region, regions=works.logs[:-1])
         try:
             yield
         finally:
-            working.cancel()
-            await asyncio.gather(working, *prompts, return_exceptions=True)
-            await client.aclose()
-            await prober.aclose()
-            await trail.close()
+            for task in own:
+                task.cancel()
+            await asyncio.gather(*own, return_exceptions=True)
+            await works.aclose()
             log.info("gateway stopped")
 
-    views = Views(settings, ground, registry, prober, trail, activity)
-    translator = Translator(LOCALES)
-    failures = Failures(gateway, translator)
     app = FastAPI(
         title="Tidegate",
         version=VERSION,
@@ -134,84 +188,46 @@ def create_app(settings: Settings, book: LawBook, managed: Mapping[str, str], ac
         redoc_url=None,
         redirect_slashes=False,  # it would build the address from the caller's Host, and repeat the body there
     )
-    depth = _DEPTH[settings.gateway.security]
-    reader = Reader(settings.audit, logs, [tenant.id for tenant in settings.tenants])
-    app.include_router(openai.routes(gateway, views, depth, sampled=settings.cache.sampled))
-    app.include_router(kserve.routes(gateway, views, VERSION, depth))
-    app.include_router(routes.routes(views))
-    app.include_router(audit.routes(reader, Auditor(settings.audit, reader, trail), trail))
-    app.include_router(audit_rights.routes(Rights(trail, settings.audit, settings), trail))
-    app.include_router(health.routes(views, metrics))
-    _handle_errors(app, gateway, failures)
-    return Gate(
-        app,
-        gateway=gateway,
-        failures=failures,
-        translator=translator,
-        metrics=metrics,
-        activity=activity,
-        body_limit=settings.gateway.body_limit,
+    routers = (
+        openai.routes(),
+        kserve.routes(VERSION),
+        routes.router,
+        audit.routes(works.reader, Auditor(first.settings.audit, works.reader, works.trail), works.trail),
+        audit_rights.routes(Rights(works.trail, first.settings.audit, first.settings), works.trail),
+        health.routes(works.metrics),
     )
+    for router in routers:
+        app.include_router(router)
+    faults.handle_errors(app)
+    return Gate(app, current=works.current, translator=works.translator, metrics=works.metrics, activity=activity)
 
 
-def _start(prober: Prober, prompts: set[asyncio.Task[None]]) -> None:
-    task = asyncio.get_running_loop().create_task(prober.probe_now())
-    prompts.add(task)
-    task.add_done_callback(prompts.discard)
+def _same_store(one: CacheSettings, other: CacheSettings) -> bool:
+    return one == other.model_copy(update={"sampled": one.sampled})
 
 
-def _handle_errors(app: FastAPI, gateway: Gateway, failures: Failures) -> None:
-    """Every failure of every route ends in `failures`, in whatever form it was raised."""
+def _on_signals(works: Works, reloader: Reloader) -> None:
+    terminal = Terminal()
+    loop = asyncio.get_running_loop()
 
-    async def ours(request: Request, error: GatewayError) -> Response:
-        return await failures.answer(exchange_of(request), error)
+    def hangup() -> None:
+        if terminal.hung_up():
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            reloader.ask()
 
-    async def http(request: Request, error: HTTPException) -> Response:
-        return await failures.answer(exchange_of(request), _of_router(request, error))
-
-    async def validation(request: Request, error: RequestValidationError) -> Response:
-        return await failures.answer(exchange_of(request), _invalid(error))
-
-    async def left(request: Request, _: Exception) -> Response:
-        # In the middle of its body: nothing has been forwarded, and nobody is there to be told.
-        with contextlib.suppress(AuditUnavailable):
-            await gateway.abandoned(exchange_of(request))
-        return Response(status_code=CLIENT_CLOSED)
-
-    async def unforeseen(request: Request, _: Exception) -> Response:
-        exchange = exchange_of(request)
-        return await failures.answer(exchange, InternalError(request_id=exchange.request_id))
-
-    app.add_exception_handler(GatewayError, ours)  # type: ignore[arg-type] # starlette types handlers by Exception
-    app.add_exception_handler(HTTPException, http)  # type: ignore[arg-type] # as above
-    app.add_exception_handler(RequestValidationError, validation)  # type: ignore[arg-type] # as above
-    app.add_exception_handler(ClientDisconnect, left)
-    app.add_exception_handler(Exception, unforeseen)
+    with contextlib.suppress(ValueError, RuntimeError):  # only the main thread of a process gets signals
+        loop.add_signal_handler(signal.SIGUSR1, works.probe_now)
+        loop.add_signal_handler(signal.SIGHUP, hangup)
 
 
-def _of_router(request: Request, error: HTTPException) -> GatewayError:
-    """FastAPI itself raises three: no such path, no such method on it, and a body that is not text."""
-    path = request.url.path
-    match error.status_code:
-        case HTTPStatus.NOT_FOUND:
-            return NotFound(path=path)
-        case HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = (error.headers or {}).get("Allow", "")
-            return MethodNotAllowed(path=path, method=request.method, allowed=allowed, headers={"Allow": allowed})
-    return InvalidRequest("json", position=0)
+def _started(work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+    """A task for as long as the gateway runs; a bug that ends it sooner must not go unseen."""
 
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()):
+            log.error("stopped working", task=name, exc_info=error)
 
-def _invalid(error: RequestValidationError) -> InvalidRequest:
-    """The first complaint of pydantic, in the words of our catalogue."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query"))
-    if first["type"] == "json_invalid":
-        return InvalidRequest("json", position=first["loc"][-1])
-    if first["type"] == "missing" and place:
-        return InvalidRequest("field_missing", param=place)
-    if first["type"] == "extra_forbidden":
-        return InvalidRequest("field_unknown", param=place)
-    kind = next((name for start, name in _KINDS.items() if first["type"].startswith(start)), first["type"])
-    if not place:
-        return InvalidRequest("not_object")
-    return InvalidRequest("field_type", param=place, expected=kind)
+    task = asyncio.create_task(work, name=name)
+    task.add_done_callback(ended)
+    return task

@@ -18,7 +18,7 @@ from app.settings_env import Source, closest, descend, names_under, overlay
 from app.settings_words import words
 from app.yaml_source import ConfigInvalid, Document, Key, Problem, parse, read
 
-__all__ = ["ConfigInvalid", "Problem", "documents", "load", "load_placed", "load_text"]
+__all__ = ["ConfigInvalid", "Problem", "documents", "law_files", "load", "load_placed", "load_text"]
 
 _SHIPPED_LAW = Path(__file__).resolve().parents[1] / "configs" / "residency"
 _FROM_ENVIRONMENT = "env:"
@@ -42,15 +42,20 @@ def load_text(text: str, path: Path, environ: Mapping[str, str], *, secrets: boo
     return _settings(parse(text, str(path)), path, environ, secrets=secrets)[0]
 
 
+def law_files(pattern: str, base: Path) -> list[str]:
+    """The law files by name: those that ship for `default`, else the matches of a glob relative to `base`."""
+    wanted = _SHIPPED_LAW / "*.yaml" if pattern == "default" else base / pattern
+    return sorted(glob.glob(str(wanted), recursive=True))  # noqa: PTH207 - the pattern may be absolute
+
+
 def documents(pattern: str, base: Path) -> list[tuple[str, Mapping[str, Any]]]:
-    """The law files as (file, content), sorted by name: those that ship for `default`, else a glob relative to `base`.
+    """The law files as (file, content), as `law_files` lists them.
 
     Empty where no file matches; raises `ConfigInvalid` where one is no YAML mapping.
     """
-    wanted = _SHIPPED_LAW / "*.yaml" if pattern == "default" else base / pattern
     problems: list[Problem] = []
     found: list[tuple[str, Mapping[str, Any]]] = []
-    for name in sorted(glob.glob(str(wanted), recursive=True)):  # noqa: PTH207 - the pattern may be absolute
+    for name in law_files(pattern, base):
         try:
             document = read(Path(name))
         except ConfigInvalid as error:

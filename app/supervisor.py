@@ -9,6 +9,7 @@ from typing import Final, Protocol
 import httpx
 
 from app.child import Child, Spec
+from app.hangup import Terminal
 
 _FIRST_DELAY_S: Final = 0.5
 _LONGEST_DELAY_S: Final = 15.0
@@ -59,12 +60,17 @@ class Supervisor:
         self._gateways = [_Kept(Child(spec), is_worker=False) for spec in gateways]
         self._report = report
         self._stopping = asyncio.Event()
+        self._terminal = Terminal()
 
     async def run(self) -> None:
-        """Runs until SIGINT, SIGTERM or SIGHUP; a second one of them ends the children at once."""
+        """Runs until SIGINT, SIGTERM or the end of its terminal; a second one of them ends the children at once.
+
+        Any other SIGHUP has the gateways reload the configuration.
+        """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         # A proxy set in the environment is not for loopback.
         async with httpx.AsyncClient(trust_env=False, timeout=_ASK_TIMEOUT_S) as client:
             jobs = [*(self._keep(kept, client) for kept in self._all()), self._watch(), self._until_told()]
@@ -76,8 +82,9 @@ class Supervisor:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                gone = self._terminal.hung_up()  # maybe before its signal has come: what is said fails from then on
                 await self._stop_all()
-            for task in done:
+            for task in done if not gone else ():
                 task.result()
 
     def _all(self) -> list[_Kept]:
@@ -88,6 +95,13 @@ class Supervisor:
             for kept in self._all():
                 kept.child.kill()
         self._stopping.set()
+
+    def _on_hangup(self) -> None:
+        if self._terminal.hung_up():
+            self._on_signal()
+        elif not self._stopping.is_set():
+            self._report.say("the gateways reload the configuration")
+            self._tell_gateways(signal.SIGHUP)
 
     async def _until_told(self) -> None:
         await self._stopping.wait()
@@ -128,12 +142,12 @@ class Supervisor:
         seconds = asyncio.get_running_loop().time() - kept.started
         self._report.say(f"{kept.name}: ready after {seconds:.1f} s")
         if kept.is_worker:
-            self._probe_now()
+            self._tell_gateways(signal.SIGUSR1)
 
-    def _probe_now(self) -> None:
+    def _tell_gateways(self, number: signal.Signals) -> None:
         for gateway in self._gateways:
             if gateway.takes_signals:
-                gateway.child.send(signal.SIGUSR1)
+                gateway.child.send(number)
 
     async def _watch(self) -> None:
         """Shows progress and logs, several times a second."""

@@ -8,25 +8,29 @@ from app.access import Principal
 from app.activity import Activity
 from app.audit.writer import Trail
 from app.config import Settings
+from app.configuration import Configuration
 from app.dry_run import ExplainRequest, Malformed, explain
 from app.errors import InvalidRequest, ModelNotFound, NoHealthyRegion
 from app.exchange import Exchange
 from app.fleet.prober import Prober
 from app.fleet.registry import Registry
 from app.policy.explain import Explanation
-from app.policy.ground import Ground
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
     """Read-only answers about the gateway's own state."""
 
-    settings: Settings
-    ground: Ground
+    configuration: Configuration
+    since: datetime
     registry: Registry
     prober: Prober
     trail: Trail
     activity: Activity
+
+    @property
+    def _settings(self) -> Settings:
+        return self.configuration.settings
 
     def models(self) -> dict[str, tuple[str, ...]]:
         return self.registry.models()
@@ -36,11 +40,16 @@ class Views:
 
     def readiness(self) -> dict[str, Any]:
         """Ready once every managed backend has been heard of, while any region is up and the audit can be written."""
-        down = {region.id for region in self.settings.regions if not region.backends}
+        down = {region.id for region in self._settings.regions if not region.backends}
         up = [state.id for state in self.registry.states().values() if state.up and state.id not in down]
-        ready = self.registry.ready() and self.trail.trusted and (bool(up) or len(down) == len(self.settings.regions))
+        ready = self.registry.ready() and self.trail.trusted and (bool(up) or len(down) == len(self._settings.regions))
         status = "draining" if self.activity.draining else "ready" if ready else "not ready"
         return {"status": status, "regions_up": up}
+
+    def in_force(self) -> dict[str, str]:
+        """The configuration by its digests, and since when (UTC) it is in force."""
+        digests = {"digest": self.configuration.digest, "policy_digest": self.configuration.ground.book.digest}
+        return {**digests, "since": self.since.isoformat(timespec="seconds")}
 
     def serving_now(self, model: str) -> bool:
         """Whether any region that serves a model is up; raises `ModelNotFound` where none is configured to."""
@@ -53,7 +62,7 @@ class Views:
     async def describe_model(self, model: str, version: str | None) -> dict[str, Any]:
         """KServe metadata as a worker tells it; raises `ModelNotFound` or `NoHealthyRegion`."""
         up = self.serving_now(model)
-        found = await self.prober.describe_model(model)
+        found = await self.prober.describe_model(self.registry, model)
         if found is not None and (version is None or version in found.get("versions", ())):
             return found
         if up:
@@ -65,16 +74,16 @@ class Views:
         tenant = principal.tenant
         if options.tenant not in (None, tenant.id):
             principal.require("admin")
-            found = self.settings.tenant(options.tenant or "")
+            found = self._settings.tenant(options.tenant or "")
             if found is None:
                 raise InvalidRequest(
-                    "field_value", param="tenant", expected=[each.id for each in self.settings.tenants]
+                    "field_value", param="tenant", expected=[each.id for each in self._settings.tenants]
                 )
             tenant = found
         return explain(
             options,
-            settings=self.settings,
-            ground=self.ground,
+            settings=self._settings,
+            ground=self.configuration.ground,
             tenant=tenant,
             states=list(self.registry.states().values()),
             origin=exchange.caller.place if exchange.caller else None,

@@ -33,7 +33,8 @@ import numpy as np
 from simulated.run import Clock, Maker, Policy, Ranked, Run, plan
 from simulated.world import POINTS, SERVICE_S, SPREAD, World, build
 
-from app.fleet.registry import BackendState, Registry
+from app.fleet.backend import BackendState
+from app.fleet.registry import Registry
 from app.policy.routing import home_key, route
 
 
@@ -72,7 +73,7 @@ def envoy(world: World, registry: Registry, clock: Clock) -> Policy:
 
     def health(region: str, now: float) -> float:
         every = backends[region]
-        return sum(one.alive and one.breaker.permits(now, breaker) for one in every) / len(every)
+        return sum(one.alive and one.condition.breaker.permits(now, breaker) for one in every) / len(every)
 
     def choose(country: int, draw: float) -> Ranked:
         order = world.nearest[country]

@@ -1,6 +1,7 @@
 """What headers alone decide is decided without touching the body: calls of `receive` are counted."""
 
 import hashlib
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,16 +11,15 @@ import pytest
 from starlette.types import ASGIApp
 
 from app.activity import Activity
-from app.config import Settings
+from app.configuration import ConfigurationFiles
 from app.main import create_app
-from app.policy.rules import LawBook
-from app.settings_file import documents
 
 KEY = "counted"
 REGIONS = {"us-east": ("US", 38.9, -77.4), "eu-west": ("IE", 53.3, -6.3)}
 
 
-def settings(directory: Path, **gateway: Any) -> Settings:
+def gateway(directory: Path, **section: Any) -> ASGIApp:
+    """The application by a file with this gateway section."""
     regions = [
         {"id": name, "country": country, "latitude": latitude, "longitude": longitude, "operator": {"name": "acme"}}
         for name, (country, latitude, longitude) in REGIONS.items()
@@ -27,10 +27,11 @@ def settings(directory: Path, **gateway: Any) -> Settings:
     limits = {"requests": "1/hour"}
     key = "sha256:" + hashlib.sha256(KEY.encode()).hexdigest()
     tenant = {"id": "demo", "keys": [key], "subject": "US", "limits": limits}
-    audit = {"path": directory / "audit"}
-    return Settings.model_validate(
-        {"version": 1, "gateway": gateway, "regions": regions, "tenants": [tenant], "audit": audit}
-    )
+    sections = {"gateway": section, "regions": regions, "tenants": [tenant], "audit": {"path": "audit"}}
+    file = directory / "tidegate.yaml"
+    file.write_text(json.dumps({"version": 1, **sections}))  # JSON is YAML
+    files = ConfigurationFiles(file, {})
+    return create_app(files, files.load(), {}, Activity())
 
 
 @asynccontextmanager
@@ -74,15 +75,13 @@ async def ask(app: ASGIApp, **headers: str) -> tuple[int, int]:
     ],
 )
 async def test_a_refusal_reads_nothing(tmp_path: Path, headers: dict[str, str], status: int) -> None:
-    book = LawBook.build(documents("default", tmp_path))
     renamed = {name.replace("content_", "content-"): value for name, value in headers.items()}
-    async with started(create_app(settings(tmp_path), book, {}, Activity())) as app:
+    async with started(gateway(tmp_path)) as app:
         assert await ask(app, **renamed) == (status, 0)
 
 
 async def test_a_wrong_gateway_and_a_spent_limit_read_nothing(tmp_path: Path) -> None:
-    book = LawBook.build(documents("default", tmp_path))
-    async with started(create_app(settings(tmp_path, region="us-east"), book, {}, Activity())) as app:
+    async with started(gateway(tmp_path, region="us-east")) as app:
         assert await ask(app, x_data_subject="DE") == (421, 0)
         assert (await ask(app))[1] > 0  # a permitted request does read; nobody is there to send
         assert await ask(app) == (429, 0)

@@ -15,9 +15,8 @@ from app import errors
 from app.activity import Activity
 from app.cli import tidegate
 from app.config import Rate, Settings
-from app.law import load_law
+from app.configuration import ConfigurationFiles
 from app.main import create_app
-from app.settings_file import load
 from app.types import Reason
 from regions.worker.metrics import Metrics as WorkerMetrics
 
@@ -94,8 +93,8 @@ CONFIG = ROOT / "configs" / "compose" / "us-east.yaml"
 @pytest.fixture
 async def gateway(tmp_path: Path) -> AsyncIterator[httpx.AsyncClient]:
     """The gateway in this process, not started: what it says of itself needs no backend and no audit trail."""
-    settings = load(CONFIG, {"TIDEGATE_AUDIT__PATH": str(tmp_path)})
-    app = create_app(settings, load_law(settings, CONFIG.parent), {}, Activity())
+    files = ConfigurationFiles(CONFIG, {"TIDEGATE_AUDIT__PATH": str(tmp_path)})
+    app = create_app(files, files.load(), {}, Activity())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
         yield client
 

@@ -1,6 +1,8 @@
 """Supervised children through real processes: restarts, probes on readiness, and no process left behind."""
 
+import contextlib
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SERVER = """
 import http.server, signal, sys
 signal.signal(signal.SIGUSR1, lambda *_: print("probing now", flush=True))
+signal.signal(signal.SIGHUP, lambda *_: print("reloading", flush=True))
 class Ok(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200); self.end_headers()
@@ -51,18 +54,23 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
+def driver_arguments(directory: Path) -> list[str]:
+    server, driver = directory / "server.py", directory / "driver.py"
+    server.write_text(SERVER)
+    driver.write_text(DRIVER)
+    port = free_ports(2)
+    return [sys.executable, str(driver), str(server), str(directory / "logs"), str(port), str(port + 1)]
+
+
 class Topology:
     """The driver as a process, and what it has said so far."""
 
     def __init__(self, directory: Path) -> None:
-        server, driver, self.output = directory / "server.py", directory / "driver.py", directory / "output"
-        server.write_text(SERVER)
-        driver.write_text(DRIVER)
+        self.output = directory / "output"
         self.directory = directory
-        port = free_ports(2)
         with self.output.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, driver, server, directory / "logs", str(port), str(port + 1)],
+                driver_arguments(directory),
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -139,12 +147,36 @@ def test_repeated_deaths_wait_longer(topology: Topology) -> None:
     assert "next start in 1 s" in topology.said()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_told_to_stop_it_leaves_nothing_and_exits_0(topology: Topology, number: signal.Signals) -> None:
     topology.process.send_signal(number)
     assert topology.process.wait(30) == 0
     assert topology.said().endswith("stopping\nstopped\n")
     assert not topology.children()
+
+
+def test_sighup_goes_on_to_the_gateways_and_to_nobody_else(topology: Topology) -> None:
+    children = topology.children()
+    topology.process.send_signal(signal.SIGHUP)
+    until(lambda: "[gateway] reloading" in topology.said(), "the gateway was not told")
+    assert "the gateways reload the configuration\n" in topology.said()
+    assert "[worker] reloading" not in topology.said()
+    assert topology.children() == children
+
+
+def test_a_terminal_that_goes_takes_everything_along(tmp_path: Path) -> None:
+    """As when its window is closed: the supervisor leads the session of a terminal, whose other end is closed."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, driver_arguments(tmp_path), {**os.environ, "PYTHONPATH": str(ROOT)})
+    said = b""
+    with contextlib.closing(os.fdopen(terminal, "rb", buffering=0)) as output:
+        while b"all ready" not in said:
+            said += output.read(4096)
+        marker = str(tmp_path / "server.py")
+        assert len(processes(marker, but=pid)) == 2
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert not processes(marker)
 
 
 def test_stop_while_a_child_waits_for_its_next_start(topology: Topology) -> None:

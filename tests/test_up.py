@@ -190,6 +190,25 @@ def test_a_killed_worker_comes_back_and_is_used_again(up: Up) -> None:
     assert up.worker() != killed
 
 
+def test_all_gateways_reload_and_the_terminal_tells_how_it_went(up: Up) -> None:
+    file, ports = up.home / "configs" / "tiny.yaml", range(up.port, up.port + 3)
+    before = {port: digest(port) for port in ports}
+    file.write_text(CONFIG.replace("version: 1", "version: 2"))
+    refused = f"gateway: configuration refused, the running one stays: {file}:1: version: 2 is not allowed; write 1\n"
+    until(lambda: refused in up.said(), up.said, 30)
+    assert {port: digest(port) for port in ports} == before
+    file.write_text(CONFIG.replace("subject: US", "subject: DE"))
+    up.process.send_signal(signal.SIGHUP)
+    until(lambda: all(digest(port) != before[port] for port in ports), up.said, 30)
+    until(lambda: "the gateways reload the configuration\ngateway: configuration applied\n" in up.said(), up.said, 30)
+    assert up.embed("the subject is German now")[1]["x-served-region"] == "eu-west"
+
+
+def digest(port: int) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=30) as answer:
+        return str(json.load(answer)["configuration"]["digest"])
+
+
 def test_ctrl_c_leaves_nothing(up: Up) -> None:
     up.process.send_signal(signal.SIGINT)
     assert up.process.wait(40) == 0

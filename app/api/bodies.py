@@ -3,14 +3,23 @@
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
+from app.config import Settings
 from app.errors import InvalidRequest
 from app.types import Call
 from regions.wire import InvalidInput
 
 _LARGE = 64 << 10
 """Bytes above which reading takes longer than handing the work to a thread."""
+
+_DEPTH: Final = {"minimal": 256, "standard": 64, "strict": 32}
+"""Levels that a JSON body may nest, by gateway.security."""
+
+
+def depth_of(settings: Settings) -> int:
+    """How deep a JSON body may nest."""
+    return _DEPTH[settings.gateway.security]
 
 
 async def read_call(to_call: Callable[..., Call], *arguments: Any) -> Call:

@@ -6,12 +6,10 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.access import exchange_of, require
-from app.api.bodies import read_call, refusals
+from app.api.access import exchange_of, require, serving_of
+from app.api.bodies import depth_of, read_call, refusals
 from app.api.replies import answer
-from app.pipeline import Gateway
 from app.types import Call
-from app.views import Views
 from regions.wire import HEADER_LENGTH, InferRequest, read_count, read_infer
 
 _BYTES_PER_TOKEN = 4
@@ -44,8 +42,8 @@ _INFER = {
 }
 
 
-def routes(gateway: Gateway, views: Views, version: str, depth: int) -> APIRouter:
-    """The router; `version` is the gateway's, `depth` bounds the nesting of JSON."""
+def routes(version: str) -> APIRouter:
+    """The router; `version` is the gateway's."""
     router = APIRouter(prefix="/v2", tags=["KServe v2"])
 
     @router.get("", summary="Server metadata")
@@ -57,19 +55,20 @@ def routes(gateway: Gateway, views: Views, version: str, depth: int) -> APIRoute
         return Response()
 
     @router.get("/health/ready", summary="Can the server infer?")
-    async def ready() -> Response:
-        return Response(status_code=200 if views.readiness()["status"] == "ready" else 503)
+    async def ready(request: Request) -> Response:
+        return Response(status_code=200 if serving_of(request).views.readiness()["status"] == "ready" else 503)
 
     async def infer(request: Request, model: str, version: str | None = None) -> Response:
-        exchange = exchange_of(request)
-        body = await request.body()
+        exchange, gateway = exchange_of(request), serving_of(request).gateway
+        body, depth = await request.body(), depth_of(gateway.settings)
         call = await read_call(to_call, model, version, body, exchange.head.headers.get(HEADER_LENGTH), depth)
         return await answer(request, gateway.answer(exchange, call))
 
-    async def metadata(model: str, version: str | None = None) -> dict[str, Any]:
-        return await views.describe_model(model, version)
+    async def metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
+        return await serving_of(request).views.describe_model(model, version)
 
-    async def model_ready(model: str, version: str | None = None) -> Response:
+    async def model_ready(request: Request, model: str, version: str | None = None) -> Response:
+        views = serving_of(request).views
         if version is not None:
             await views.describe_model(model, version)  # only a backend knows which versions it has
         return Response(status_code=200 if views.serving_now(model) else 503)

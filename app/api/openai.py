@@ -6,13 +6,11 @@ import orjson
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.access import exchange_of, require
-from app.api.bodies import read_call, refusals
+from app.api.access import exchange_of, require, serving_of
+from app.api.bodies import depth_of, read_call, refusals
 from app.api.replies import answer
 from app.errors import InvalidRequest, ModelNotFound
-from app.pipeline import Gateway
 from app.types import Call
-from app.views import Views
 from regions.wire import read_object
 
 _BYTES_PER_TOKEN = 4
@@ -51,13 +49,13 @@ _COMPLETION = _body_schema(
 )
 
 
-def routes(gateway: Gateway, views: Views, depth: int, sampled: bool) -> APIRouter:
-    """The router; `depth` bounds the nesting of bodies, `sampled` lets answers of temperature > 0 be cached."""
+def routes() -> APIRouter:
     router = APIRouter(tags=["OpenAI"])
     may_infer = [Depends(require("infer"))]
 
     async def infer(request: Request) -> Response:
-        exchange = exchange_of(request)
+        exchange, gateway = exchange_of(request), serving_of(request).gateway
+        depth, sampled = depth_of(gateway.settings), gateway.settings.cache.sampled
         call = await read_call(to_call, exchange.head.path, await request.body(), depth, sampled)
         return await answer(request, gateway.answer(exchange, call))
 
@@ -71,12 +69,13 @@ def routes(gateway: Gateway, views: Views, depth: int, sampled: bool) -> APIRout
         )
 
     @router.get("/v1/models", dependencies=may_infer, summary="Models, with the regions that serve them")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model(name, regions) for name, regions in views.models().items()]}
+    async def models(request: Request) -> dict[str, Any]:
+        found = serving_of(request).views.models()
+        return {"object": "list", "data": [_model(name, regions) for name, regions in found.items()]}
 
     @router.get("/v1/models/{model:path}", dependencies=may_infer, summary="One model")
-    async def model(model: str) -> dict[str, Any]:
-        found = views.models().get(model)
+    async def model(request: Request, model: str) -> dict[str, Any]:
+        found = serving_of(request).views.models().get(model)
         if found is None:
             raise ModelNotFound(param="model", model=model)
         return _model(model, found)
@@ -89,7 +88,10 @@ def _model(name: str, regions: tuple[str, ...]) -> dict[str, Any]:
 
 
 def to_call(path: str, body: bytes, depth: int, sampled: bool) -> Call:
-    """The call that a body asks for; raises `InvalidRequest` naming the field at fault."""
+    """The call that a body asks for; raises `InvalidRequest` naming the field at fault.
+
+    `depth` bounds the nesting of bodies, `sampled` lets answers of temperature > 0 be cached.
+    """
     with refusals():
         fields = read_object(body, max_depth=depth)
     model = fields.get("model")

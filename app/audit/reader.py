@@ -73,7 +73,7 @@ class Page:
 class Reader:
     """Reads the logs named from their files, through connections that cannot write, off the event loop."""
 
-    def __init__(self, settings: AuditSettings, logs: Sequence[str], tenants: Sequence[str]) -> None:
+    def __init__(self, settings: AuditSettings, logs: Sequence[str], tenants: Callable[[], Sequence[str]]) -> None:
         self._directory = settings.path
         self._patience = settings.commit_deadline
         self._logs = tuple(sorted(logs))
@@ -113,7 +113,7 @@ class Reader:
         itself = frozenset([filters.subject] if is_pseudonym(filters.subject) else [])
         if not filters.subject_is_id:
             return itself
-        tenants = [filters.tenant] if filters.tenant else self._tenants
+        tenants = [filters.tenant] if filters.tenant else self._tenants()
         return itself | self._pseudonyms.known(self._logs, tenants, filters.subject)
 
     def opened(self, log: str) -> SqliteAuditStore:

@@ -5,7 +5,6 @@ import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
@@ -16,10 +15,9 @@ from starlette.types import ASGIApp
 
 from app.activity import Activity
 from app.config import Settings, environment
+from app.configuration import Configuration, ConfigurationFiles
 from app.http import BoundedHttp
-from app.law import load_reviewed
 from app.main import create_app
-from app.policy.rules import LawBook
 from app.ports import listen
 from app.telemetry import logging
 from app.yaml_source import ConfigInvalid, Problem
@@ -38,25 +36,27 @@ _REGION_VARIABLE = "TIDEGATE_GATEWAY__REGION"
 @click.option("--backend", "backends", multiple=True, metavar="REGION=URL", help="Address of a managed worker.")
 def command(config: Path, region: str | None, port: int | None, backends: Sequence[str]) -> None:
     """Run one gateway alone."""
-    # The supervisor's "probe now" may come before the gateway listens for it, and must not end the process then.
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    settings, law, overdue = _load(config, region)
+    # "Probe now" and "reload" may come before the gateway listens for them, and must not end the process then.
+    for number in (signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    files = ConfigurationFiles(config, {**environment(), **({} if region is None else {_REGION_VARIABLE: region})})
+    first = _load(files, region)
+    settings = first.settings
     managed = _managed(settings, backends)
     logging.configure()
-    for warning in overdue:
+    for warning in first.overdue:
         log.warning("law is due for review", problem=str(warning))
     activity = Activity()
-    app = create_app(settings, law, managed, activity)
+    app = create_app(files, first, managed, activity)
     _serve(app, activity, settings.gateway.host, settings.gateway.port if port is None else port)
 
 
-def _load(config: Path, region: str | None) -> tuple[Settings, LawBook, list[Problem]]:
-    today = datetime.now(UTC).date()
-    if region is None:
-        return load_reviewed(config, environment(), today)
+def _load(files: ConfigurationFiles, region: str | None) -> Configuration:
     try:
-        return load_reviewed(config, {**environment(), _REGION_VARIABLE: region}, today)
+        return files.load()
     except ConfigInvalid as error:
+        if region is None:
+            raise
         raise ConfigInvalid(
             Problem("--region", None, "", p.message) if p.key == _REGION_VARIABLE else p for p in error.problems
         ) from error

@@ -36,7 +36,7 @@ def new(config: Path, tenant: str) -> None:
     click.echo(key)
     click.echo(
         f"Key {digest[:_SHOWN]} of tenant {tenant}: keep it now, it is not stored and will not be shown again. "
-        "A running gateway takes it after a restart.",
+        "A running gateway takes it within seconds.",
         err=True,
     )
 
@@ -74,7 +74,7 @@ def revoke(config: Path, key_id: str) -> None:
         raise click.UsageError(f"{key_id!r} names no one key: {what}; `tidegate keys list` shows them")
     tenant, key = found[0]
     edit(config, environment(), lambda data: remove_key(data, tenant, key))
-    click.echo(f"Key {prefix[:_SHOWN]} of tenant {tenant} is revoked. A running gateway forgets it after a restart.")
+    click.echo(f"Key {prefix[:_SHOWN]} of tenant {tenant} is revoked. A running gateway refuses it within seconds.")
 
 
 def _load(config: Path) -> Settings:

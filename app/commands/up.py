@@ -1,6 +1,7 @@
 """`tidegate up`: the local topology, gateway and workers, as supervised children in the foreground."""
 
 import asyncio
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from app.law import load_reviewed
 from app.policy.explain import Explanation
 from app.policy.ground import Ground
 from app.ports import listen
+from app.reload import LOGGER
 from app.supervisor import Supervisor
 from app.topology import Topology, plan
 
@@ -85,15 +87,29 @@ class _Terminal:
             self._live.update(Text(line), refresh=True)
 
     def wrote(self, name: str, lines: Sequence[str]) -> None:
-        """What a child has logged, with --verbose."""
-        if self._verbose:
-            for line in lines:
+        """What a child has logged, with --verbose; without, how a reload went, in the words of the first gateway."""
+        for line in lines:
+            if self._verbose:
                 self.say(f"[{name}] {line}")
+            elif name == self._topology.gateways[0].name and (news := _of_reload(line)):
+                self.say(f"{name}: {news}")
 
     def ready(self) -> None:
         """The address, the demo key and requests to paste."""
         for line in self._welcome:
             self.say(line)
+
+
+def _of_reload(line: str) -> str | None:
+    """What a line of a gateway's log says of a reload; None for any other line."""
+    if LOGGER not in line:
+        return None
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    ours = isinstance(entry, dict) and entry.get("logger") == LOGGER
+    return ": ".join(entry[name] for name in ("event", "problem") if name in entry) if ours else None
 
 
 def welcome(settings: Settings, ground: Ground, topology: Topology) -> list[str]:

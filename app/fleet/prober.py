@@ -11,8 +11,9 @@ import httpx
 import orjson
 import structlog
 
-from app.config import Settings
-from app.fleet.registry import BackendState, Registry
+from app.config import HealthSettings
+from app.fleet.backend import BackendState
+from app.fleet.registry import Registry
 
 RETURN_INTERVAL: Final = (0.5, 1.0)
 """Seconds between probes of a managed worker that is not up, so that it is used soon after it has started."""
@@ -24,14 +25,15 @@ _log = structlog.get_logger(__name__)
 class Prober:
     """Health checks, and the description of models. `run` works until it is cancelled; `aclose` comes after it."""
 
-    def __init__(self, registry: Registry, settings: Settings, clock: Callable[[], float]) -> None:
+    def __init__(self, registry: Registry, health: HealthSettings, clock: Callable[[], float]) -> None:
         self._registry = registry
-        self._health = settings.resilience.health
+        self._health = health
         self._clock = clock
+        self._followed = asyncio.Event()
+        self._watching: dict[BackendState, asyncio.Task[None]] = {}
         # A probe opens its own connection: it shall see that nobody listens, and never a kept connection's luck.
         self._client = httpx.AsyncClient(
             verify=ssl.create_default_context(),
-            timeout=self._health.timeout,
             limits=httpx.Limits(max_keepalive_connections=0),
             follow_redirects=False,
             trust_env=False,
@@ -41,21 +43,37 @@ class Prober:
     async def run(self) -> None:
         """Probe each backend, at once and then at intervals, each in its own rhythm."""
         async with asyncio.TaskGroup() as group:
-            for backend in self._registry.backends:
-                group.create_task(self._watch(backend), name=f"probe {backend.region}")
+            while True:
+                self._followed.clear()
+                for backend in self._registry.backends:
+                    if backend not in self._watching:
+                        task = group.create_task(self._watch(backend), name=f"probe {backend.region}")
+                        self._watching[backend] = task
+                await self._followed.wait()
+
+    def follow(self, registry: Registry, health: HealthSettings) -> None:
+        """Probe the backends of another configuration from now on; those that it leaves as they were go on as before.
+
+        What a probe under way still finds out is told to the registry that is followed by then.
+        """
+        kept = set(registry.backends) if health == self._health else set()
+        for backend in self._watching.keys() - kept:
+            self._watching.pop(backend).cancel()
+        self._registry, self._health = registry, health
+        self._followed.set()
 
     async def probe_now(self) -> None:
         """One round over the managed backends, now: their supervisor says that one of them has become ready."""
         managed = [backend for backend in self._registry.backends if backend.config.managed]
         await asyncio.gather(*(self._probe(backend, promptly=True) for backend in managed))
 
-    async def describe_model(self, model: str) -> dict[str, Any] | None:
+    async def describe_model(self, registry: Registry, model: str) -> dict[str, Any] | None:
         """KServe's metadata of a configured model as a backend that is up tells it (JSON), or None where none does.
 
         Nothing that a caller wrote travels: not even the version it asks about.
         """
         path = f"/v2/models/{quote(model, safe='')}"
-        for backend in self._registry.backends:
+        for backend in registry.backends:
             if backend.alive and backend.serves(model, "kserve"):
                 status, body, _ = await self._get(backend, path)
                 if status == httpx.codes.OK and (found := _object(body)) is not None:
@@ -95,7 +113,9 @@ class Prober:
         try:
             async with (
                 asyncio.timeout(self._health.timeout),
-                self._client.stream("GET", backend.url + path, headers=headers) as response,
+                self._client.stream(
+                    "GET", backend.url + path, headers=headers, timeout=self._health.timeout
+                ) as response,
             ):
                 head = self._clock()
                 async for chunk in response.aiter_bytes():

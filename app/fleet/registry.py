@@ -12,12 +12,10 @@ from types import MappingProxyType
 from typing import Any, Final, Literal
 
 from app.config import Backend, HealthSettings, Region, Settings
-from app.policy.breaker import Breaker
-from app.policy.pace import Pace, Usual
+from app.fleet.backend import BackendState, Condition, known_or_new
+from app.policy.pace import Usual
 from app.policy.routing import HomeKey, RegionState, warmth
 from app.types import PermittedRegion
-
-Health = Literal["up", "down", "unknown"]
 
 LATENCY_WINDOW: Final = 30.0
 """Seconds (time constant) over which probes' latency is averaged: a hiccup fades, a lasting slowness shows."""
@@ -25,84 +23,58 @@ START_LIMIT: Final = 60.0
 """Seconds after which the gateway counts as ready although a managed backend has not answered yet."""
 HOMES_LIMIT: Final = 4096
 """Choices of region that are remembered; a place is a country's, so only a crowd of tenants and models has more."""
-_SERVES: Final = {"openai": ("openai",), "kserve": ("kserve",), "tidegate": ("openai", "kserve")}
 _BREAKER_ORDER: Final = ("closed", "half_open", "open")
 
 
 @dataclass(slots=True, eq=False)
-class BackendState:
-    """One server of a region. Only the registry writes to it.
+class Memory:
+    """What registries that follow each other share beside their servers: when the first began, and choices made."""
 
-    `good` and `bad` count probes in a row. `latency_ms` averages probes, which ask the same small thing of every
-    backend; the time of requests depends on what they ask and says nothing across regions. It is kept in `request_ms`
-    to choose among the backends of one region, and compared with the `usual` time of each kind of request in `pace`,
-    which knows of slowness that probes do not meet. `probed` is the time of the last probe in seconds.
-    """
-
-    region: str
-    config: Backend
-    url: str
-    health: Health = "unknown"
-    breaker: Breaker = field(default_factory=Breaker)
-    in_flight: int = 0
-    latency_ms: float | None = None
-    request_ms: float | None = None
-    pace: Pace = field(default_factory=Pace)
-    usual: dict[Hashable, Usual] = field(default_factory=dict)
-    probed: float | None = None
-    good: int = 0
-    bad: int = 0
-    answered: bool = False
-    """Whether it has ever answered a probe well."""
-    back: float | None = None
-    """When (seconds) it last came back after it had been down or its breaker open; None: it has not been away."""
-
-    @property
-    def alive(self) -> bool:
-        """Whether probes speak for it.
-
-        Before the first probe, a server that stands on its own counts as alive: it ran before this gateway did, which
-        need not turn requests away after each restart. A managed worker does not: it is being started just now.
-        """
-        return self.health == "up" or (self.health == "unknown" and not self.config.managed)
-
-    def serves(self, model: str, wire: Literal["openai", "kserve"]) -> bool:
-        return model in self.config.models and wire in _SERVES[self.config.protocol]
+    start: float
+    homes: dict[HomeKey, PermittedRegion] = field(default_factory=dict)
 
 
 class Registry:
     """Every backend of every region, in the order of the configuration.
 
     `managed` maps a region's id to the URL of its managed worker; raises `ValueError` where one is missing. `clock` is
-    monotonic, in seconds.
+    monotonic, in seconds. What `previous`, of the configuration before, knows of the servers that remain is kept, and
+    shared with it: requests that began under it may still be under way.
     """
 
-    def __init__(self, settings: Settings, managed: Mapping[str, str], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        managed: Mapping[str, str],
+        clock: Callable[[], float],
+        previous: "Registry | None" = None,
+    ) -> None:
         self._resilience = settings.resilience
         self._clock = clock
-        self._start = clock()
+        self.memory: Memory = previous.memory if previous else Memory(clock())
         self._regions = {region.id: (position, region) for position, region in enumerate(settings.regions)}
+        known = list(previous.backends) if previous else []
         self._backends = {
             region.id: tuple(
-                BackendState(region.id, backend, _url(region, backend, managed)) for backend in region.backends
+                known_or_new(region.id, backend, _url(region, backend, managed), known) for backend in region.backends
             )
             for region in settings.regions
         }
-        self._homes: dict[HomeKey, PermittedRegion] = {}
 
     @property
     def homes(self) -> Mapping[HomeKey, PermittedRegion]:
         """Which region was best last time, by whom the choice was made for."""
-        return MappingProxyType(self._homes)
+        return MappingProxyType(self.memory.homes)
 
     def settled(self, key: HomeKey, home: PermittedRegion) -> None:
         """Remember a choice; the one that was changed longest ago is forgotten where they are too many."""
-        if self._homes.get(key) == home:
+        homes = self.memory.homes
+        if homes.get(key) == home:
             return
-        self._homes.pop(key, None)
-        self._homes[key] = home
-        if len(self._homes) > HOMES_LIMIT:
-            del self._homes[next(iter(self._homes))]
+        homes.pop(key, None)
+        homes[key] = home
+        if len(homes) > HOMES_LIMIT:
+            del homes[next(iter(homes))]
 
     @property
     def backends(self) -> tuple[BackendState, ...]:
@@ -147,15 +119,16 @@ class Registry:
         ]
         if len(candidates) <= 1:
             return candidates[0] if candidates else None
-        shares = {backend: backend.config.weight * warmth(now, backend.back) for backend in candidates}
+        shares = {backend: backend.config.weight * warmth(now, backend.condition.back) for backend in candidates}
         first, rest = _draw(shares, draw)
         second, _ = _draw({backend: share for backend, share in shares.items() if backend is not first}, rest)
         return min(first, second, key=lambda backend: _busy(backend, shares[backend]))
 
     def started(self, backend: BackendState) -> None:
         """An attempt begins; `finished` must follow, whatever happens."""
-        backend.in_flight += 1
-        backend.breaker = backend.breaker.started(self._clock(), self._resilience.breaker)
+        state = backend.condition
+        state.in_flight += 1
+        state.breaker = state.breaker.started(self._clock(), self._resilience.breaker)
 
     def finished(self, backend: BackendState, failed: bool, seconds: float | None, kind: Hashable = None) -> None:
         """An attempt is over. `seconds` it took to answer, None where no answer was seen.
@@ -163,29 +136,29 @@ class Registry:
         Not failed and not answered means that the caller went away, which says nothing about the backend. `kind` is
         shared by requests whose times may be compared; None: by none.
         """
-        now, settings = self._clock(), self._resilience.breaker
-        backend.in_flight -= 1
+        now, settings, state = self._clock(), self._resilience.breaker, backend.condition
+        state.in_flight -= 1
         if failed:
-            was_open = backend.breaker.opened
-            backend.breaker = backend.breaker.failed(now, settings)
-            if backend.breaker.opened != was_open:
-                backend.good = 0
+            was_open = state.breaker.opened
+            state.breaker = state.breaker.failed(now, settings)
+            if state.breaker.opened != was_open:
+                state.good = 0
         elif seconds is None:
-            backend.breaker = backend.breaker.abandoned()
+            state.breaker = state.breaker.abandoned()
         else:
-            was_open = backend.breaker.opened is not None
-            backend.breaker = backend.breaker.succeeded(now, settings)
-            if was_open and backend.breaker.opened is None:
-                backend.back = now
-            backend.bad = 0
-            backend.request_ms = _average(backend.request_ms, seconds * 1000, 0.1)
+            was_open = state.breaker.opened is not None
+            state.breaker = state.breaker.succeeded(now, settings)
+            if was_open and state.breaker.opened is None:
+                state.back = now
+            state.bad = 0
+            state.request_ms = _average(state.request_ms, seconds * 1000, 0.1)
             if kind is not None:
-                _paced(backend, kind, seconds * 1000, now)
+                _paced(state, kind, seconds * 1000, now)
 
     def refused(self, backend: BackendState) -> None:
         """Nobody listens there: down at once, until probes say otherwise. `finished` is still due."""
-        backend.health = "down"
-        backend.good = 0
+        backend.condition.health = "down"
+        backend.condition.good = 0
 
     def probed(self, backend: BackendState, ok: bool, seconds: float, promptly: bool = False) -> None:
         """A probe was answered well or not, after `seconds`.
@@ -194,41 +167,41 @@ class Registry:
         ready, bring the backend up and close its breaker at once; else it takes `healthy` good ones in a row, and
         `unhealthy` bad ones to take it down. A request that was answered meanwhile stands against bad probes.
         """
-        now, health = self._clock(), self._resilience.health
+        now, health, state = self._clock(), self._resilience.health, backend.condition
         if ok:
-            self._probed_well(backend, health, now, at_once=promptly or not backend.answered)
-            elapsed = math.inf if backend.probed is None else now - backend.probed
+            self._probed_well(state, health, now, at_once=promptly or not state.answered)
+            elapsed = math.inf if state.probed is None else now - state.probed
             share = 1 - math.exp(-max(0.0, elapsed) / LATENCY_WINDOW)
-            backend.latency_ms = _average(backend.latency_ms, seconds * 1000, share)
+            state.latency_ms = _average(state.latency_ms, seconds * 1000, share)
         else:
-            backend.good = 0
-            backend.bad += 1
-            if backend.health == "unknown" or backend.bad >= health.unhealthy:
-                backend.health = "down"
-        backend.probed = now
+            state.good = 0
+            state.bad += 1
+            if state.health == "unknown" or state.bad >= health.unhealthy:
+                state.health = "down"
+        state.probed = now
 
     def ready(self) -> bool:
         """Whether every managed backend has answered a probe since the start, or has had its time to."""
-        waiting = any(backend.config.managed and not backend.answered for backend in self.backends)
-        return not waiting or self._clock() >= self._start + START_LIMIT
+        waiting = any(backend.config.managed and not backend.condition.answered for backend in self.backends)
+        return not waiting or self._clock() >= self.memory.start + START_LIMIT
 
     def describe(self) -> list[dict[str, Any]]:
         """Each region as JSON for operators; `latency_ms` is null before the first probe."""
         now = self._clock()
         return [self._describe(region, now) for _, region in self._regions.values()]
 
-    def _probed_well(self, backend: BackendState, health: HealthSettings, now: float, *, at_once: bool) -> None:
-        first, backend.answered = not backend.answered, True
-        backend.bad = 0
-        backend.good += 1
-        if at_once or backend.good >= health.healthy:
-            if not first and (backend.health == "down" or backend.breaker.opened is not None):
-                backend.back = now  # the first time it is up, all of its region's others have just started too
-            backend.health = "up"
-            backend.breaker = backend.breaker.reset()
+    def _probed_well(self, state: Condition, health: HealthSettings, now: float, *, at_once: bool) -> None:
+        first, state.answered = not state.answered, True
+        state.bad = 0
+        state.good += 1
+        if at_once or state.good >= health.healthy:
+            if not first and (state.health == "down" or state.breaker.opened is not None):
+                state.back = now  # the first time it is up, all of its region's others have just started too
+            state.health = "up"
+            state.breaker = state.breaker.reset()
 
     def _available(self, backend: BackendState, now: float) -> bool:
-        return backend.alive and backend.breaker.permits(now, self._resilience.breaker)
+        return backend.alive and backend.condition.breaker.permits(now, self._resilience.breaker)
 
     def _state(self, region_id: str, now: float) -> RegionState:
         position, region = self._regions[region_id]
@@ -242,14 +215,14 @@ class Registry:
             longitude=region.longitude,
             up=bool(available) or not backends,
             latency_ms=_mean_latency(counted, now),
-            load=sum([backend.in_flight for backend in counted]) / weight if weight else 0.0,
+            load=sum([backend.condition.in_flight for backend in counted]) / weight if weight else 0.0,
             position=position,
-            share=max([warmth(now, backend.back) for backend in available], default=1.0),
+            share=max([warmth(now, backend.condition.back) for backend in available], default=1.0),
         )
 
     def _describe(self, region: Region, now: float) -> dict[str, Any]:
         backends = self._backends[region.id]
-        breakers = [backend.breaker.state(now, self._resilience.breaker) for backend in backends]
+        breakers = [backend.condition.breaker.state(now, self._resilience.breaker) for backend in backends]
         latency = self._state(region.id, now).latency_ms
         return {
             "id": region.id,
@@ -257,7 +230,7 @@ class Registry:
             "health": "up" if any(backend.alive for backend in backends) or not backends else "down",
             "breaker": min(breakers, key=_BREAKER_ORDER.index, default="closed"),
             "latency_ms": None if latency is None else round(latency, 3),
-            "in_flight": sum(backend.in_flight for backend in backends),
+            "in_flight": sum(backend.condition.in_flight for backend in backends),
             "models": list(dict.fromkeys(model for backend in backends for model in backend.config.models)),
         }
 
@@ -281,13 +254,13 @@ def _draw(shares: Mapping[BackendState, float], draw: float) -> tuple[BackendSta
 
 def _busy(backend: BackendState, share: float) -> tuple[float, float]:
     """Requests in flight per share once this one is there too, so that an idle backend's share counts as well."""
-    return (backend.in_flight + 1) / share, backend.request_ms or 0.0
+    return (backend.condition.in_flight + 1) / share, backend.condition.request_ms or 0.0
 
 
-def _paced(backend: BackendState, kind: Hashable, ms: float, now: float) -> None:
-    known = backend.usual.get(kind)
-    backend.usual[kind] = usual = Usual(ms, now) if known is None else known.seen(ms, now)
-    backend.pace = backend.pace.seen(ms, usual.ms, now)
+def _paced(state: Condition, kind: Hashable, ms: float, now: float) -> None:
+    known = state.usual.get(kind)
+    state.usual[kind] = usual = Usual(ms, now) if known is None else known.seen(ms, now)
+    state.pace = state.pace.seen(ms, usual.ms, now)
 
 
 def _average(old: float | None, new: float, share: float) -> float:
@@ -296,5 +269,6 @@ def _average(old: float | None, new: float, share: float) -> float:
 
 
 def _mean_latency(backends: Sequence[BackendState], now: float) -> float | None:
-    known = [backend.latency_ms + backend.pace.delay_ms(now) for backend in backends if backend.latency_ms is not None]
+    states = [backend.condition for backend in backends]
+    known = [state.latency_ms + state.pace.delay_ms(now) for state in states if state.latency_ms is not None]
     return sum(known) / len(known) if known else None

@@ -3,15 +3,15 @@
 import asyncio
 import itertools
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, Self
 from urllib.parse import quote
 
 import httpx
 
-from app.config import Settings
-from app.fleet.registry import BackendState, Registry
+from app.config import HealthSettings
+from app.fleet.backend import BackendState, Condition
 from app.policy.retry import Outcome, retryable
 from app.types import Call, PermittedRegion
 from regions.wire import HEADER_LENGTH, REQUEST_ID_HEADER, TIMEOUT_HEADER
@@ -117,16 +117,40 @@ class UpstreamReply:
     body: bytes | UpstreamStream
 
 
-class WorkerClient:
-    """Connections to every backend of the registry: HTTP/1.1, no redirects, cookies or proxies from the environment."""
+class Connections:
+    """Pools of connections to every backend that is or has been asked; they outlive the configuration."""
 
-    def __init__(self, registry: Registry, settings: Settings) -> None:
-        health = settings.resilience.health
+    def __init__(self) -> None:
+        self._trust = ssl.create_default_context()
+        self._pools: dict[Condition, tuple[httpx.AsyncHTTPTransport, ...]] = {}
+        self._turns = itertools.count()
+
+    def pool(self, backend: BackendState) -> httpx.AsyncHTTPTransport:
+        """The pool for the next request to a backend."""
+        pools = self._pools.get(backend.condition)
+        if pools is None:
+            pools = self._pools[backend.condition] = tuple(_pool(self._trust) for _ in range(POOLS))
+        used = min(POOLS, 1 + backend.condition.in_flight // _PER_POOL)
+        return pools[next(self._turns) % used]
+
+    async def keep(self, backends: Collection[BackendState]) -> None:
+        """Close what is open to any other backend; nobody may send to those any more."""
+        kept = {backend.condition for backend in backends}
+        dropped = [self._pools.pop(condition) for condition in self._pools.keys() - kept]
+        for pool in itertools.chain.from_iterable(dropped):
+            await pool.aclose()
+
+    async def aclose(self) -> None:
+        await self.keep(())
+
+
+class WorkerClient:
+    """Asks backends over HTTP/1.1: no redirects, no cookies, no proxies from the environment."""
+
+    def __init__(self, connections: Connections, health: HealthSettings) -> None:
         # As long as it takes bad probes to call a backend down: whoever is slower to accept is not there.
         self._connect = health.timeout * health.unhealthy
-        trust = ssl.create_default_context()
-        self._pools = {backend: tuple(_pool(trust) for _ in range(POOLS)) for backend in registry.backends}
-        self._turns = itertools.count()
+        self._connections = connections
 
     async def send(
         self,
@@ -156,7 +180,7 @@ class WorkerClient:
         )
         try:
             async with asyncio.timeout(timeout):
-                return await self._exchange(self._pool(backend), request, call)
+                return await self._exchange(self._connections.pool(backend), request, call)
         except TimeoutError as error:
             raise AttemptFailed("timeout", retryable=False) from error
         except httpx.TransportError as error:
@@ -166,14 +190,6 @@ class WorkerClient:
             # A peer that closes in the moment it has accepted leaves uvloop's transport without a socket, and anyio,
             # which asks it for its address, with None; seen about once in 10,000 requests while regions were dying.
             raise AttemptFailed("reset", retryable=True) from error
-
-    async def aclose(self) -> None:
-        for pool in itertools.chain.from_iterable(self._pools.values()):
-            await pool.aclose()
-
-    def _pool(self, backend: BackendState) -> httpx.AsyncHTTPTransport:
-        used = min(POOLS, 1 + backend.in_flight // _PER_POOL)
-        return self._pools[backend][next(self._turns) % used]
 
     async def _exchange(self, pool: httpx.AsyncHTTPTransport, request: httpx.Request, call: Call) -> UpstreamReply:
         response = await pool.handle_async_request(request)

@@ -54,6 +54,12 @@ def refund(tat: float, rate: Rate, cost: int) -> float:
     return tat - cost * rate.seconds / rate.amount
 
 
+def carried(tat: float, now: float, old: Rate, new: Rate) -> float:
+    """The TAT under another rate: what was used and has not come back stays used, up to all of the new burst."""
+    used = max(0.0, tat - now) * old.amount / old.seconds
+    return now + min(used, new.burst) * new.seconds / new.amount
+
+
 def _allowance(allowed: bool, tat: float, now: float, rate: Rate, retry_after: float | None) -> Allowance:
     interval = rate.seconds / rate.amount
     left = math.floor(rate.burst - (tat - now - _ROUNDING) / interval)

@@ -197,9 +197,12 @@ class LimitStore(Protocol):
     """How much each key has used. A key names what is counted and for whom, such as `requests:demo`."""
 
     def charge(self, key: str, rate: Rate, cost: int, now: float) -> Allowance:
-        """Take `cost` units where they fit, else none. `now`: monotonic seconds."""
+        """Take `cost` units where they fit, else none. `now`: monotonic seconds.
 
-    def refund(self, key: str, rate: Rate, cost: int) -> None:
+        Where the rate is not that of the last time, what was used stays used, in units.
+        """
+
+    def refund(self, key: str, cost: int) -> None:
         """Give back units that were taken and not used; a negative cost takes what was used beyond them."""
 
     def acquire(self, key: str, limit: int) -> bool:

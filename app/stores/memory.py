@@ -59,18 +59,23 @@ class MemoryLimits:
     """`LimitStore` of one process."""
 
     def __init__(self, max_keys: int = MAX_KEYS) -> None:
-        self._arrivals: LRUCache[str, float] = LRUCache(max_keys)
+        self._arrivals: LRUCache[str, tuple[float, Rate]] = LRUCache(max_keys)
+        """Each key's state, and the rate that it counts by."""
         self._running: dict[str, int] = {}
 
     def charge(self, key: str, rate: Rate, cost: int, now: float) -> gcra.Allowance:
-        allowance = gcra.check(self._arrivals.get(key, gcra.FULL), now, rate, cost)
-        self._arrivals[key] = allowance.tat
+        tat, counted = self._arrivals.get(key, (gcra.FULL, rate))
+        if counted != rate:
+            tat = gcra.carried(tat, now, counted, rate)
+        allowance = gcra.check(tat, now, rate, cost)
+        self._arrivals[key] = allowance.tat, rate
         return allowance
 
-    def refund(self, key: str, rate: Rate, cost: int) -> None:
-        tat = self._arrivals.get(key)
-        if tat is not None:
-            self._arrivals[key] = gcra.refund(tat, rate, cost)
+    def refund(self, key: str, cost: int) -> None:
+        found = self._arrivals.get(key)
+        if found is not None:
+            tat, rate = found
+            self._arrivals[key] = gcra.refund(tat, rate, cost), rate
 
     def acquire(self, key: str, limit: int) -> bool:
         running = self._running.get(key, 0)

@@ -4,16 +4,15 @@ Each `Metrics` has a registry of its own, and every label takes its values from 
 anything else counts as `other`, so that no caller can make series.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from http import HTTPStatus
-from typing import Any, Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
-from prometheus_client.registry import Collector
 
 from app.config import RESERVED_LOG
+from app.telemetry.observed import CacheStats, Observed, WithoutCreated
 from app.types import Reason
 
 OTHER: Final = "other"
@@ -48,26 +47,15 @@ OUTCOMES: Final = (
 )
 CACHE_STATUSES: Final = ("HIT", "MISS", "BYPASS", "REFRESH")
 LIMITS: Final = ("requests", "tokens", "concurrency")
+RELOADS: Final = ("applied", "refused", "unchanged")
 
 _REQUEST_BUCKETS: Final = (
     *(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5),
     *(1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0),
 )
 _COMMIT_BUCKETS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
-_BREAKER: Final = {"closed": 0, "half_open": 1, "open": 2}
 
 _Family = TypeVar("_Family", Counter, Gauge, Histogram)
-
-
-class CacheStats(Protocol):
-    """What the cache holds; `evictions` since the start."""
-
-    @property
-    def entries(self) -> int: ...
-    @property
-    def bytes(self) -> int: ...
-    @property
-    def evictions(self) -> int: ...
 
 
 class Metrics:
@@ -83,7 +71,8 @@ class Metrics:
         self._count_requests(ids)
         self._count_inside([*ids, RESERVED_LOG])
         self._count_witnessed(ids)
-        self._registry.register(_Observed(regions, cache))
+        self._count_reloads()
+        self._registry.register(Observed(regions, cache))
         ProcessCollector(registry=self._registry)
 
     def _count_requests(self, regions: Sequence[str]) -> None:
@@ -168,6 +157,36 @@ class Metrics:
             known,
         )
 
+    def _count_reloads(self) -> None:
+        self._reloads = _Children(
+            Counter(
+                "tidegate_config_reloads_total",
+                "Reloads of the configuration since the start.",
+                ("outcome",),
+                registry=self._registry,
+            ),
+            (RELOADS,),
+        )
+        self._sound = Gauge(
+            "tidegate_config_last_reload_successful",
+            "Whether the files hold what is in force, as far as they have been read: 0 after a refused reload.",
+            registry=self._registry,
+        )
+        self._sound.set(1)
+        self._applied = Gauge(
+            "tidegate_config_applied_timestamp_seconds",
+            "When the configuration in force was applied (Unix time).",
+            registry=self._registry,
+        )
+        self._applied.set_to_current_time()
+
+    def reloaded(self, outcome: str) -> None:
+        """A reload has ended: one of `RELOADS`."""
+        self._reloads(outcome).inc()
+        self._sound.set(outcome != "refused")
+        if outcome == "applied":
+            self._applied.set_to_current_time()
+
     def request(self, endpoint: str, status: int, region: str | None, seconds: float) -> None:
         """An answer has left, served by `region` (None: by none), `seconds` after the request came."""
         self._requests(endpoint, str(status), region or NONE).inc()
@@ -206,7 +225,7 @@ class Metrics:
 
     def render(self) -> tuple[bytes, str]:
         """The state of everything in Prometheus' text format 0.0.4, and its media type."""
-        return generate_latest(_WithoutCreated(self._registry)), CONTENT_TYPE_PLAIN_0_0_4
+        return generate_latest(WithoutCreated(self._registry)), CONTENT_TYPE_PLAIN_0_0_4
 
 
 class _Children(Generic[_Family]):
@@ -228,45 +247,3 @@ class _Children(Generic[_Family]):
             )
             child = self._made[bounded] = self._family.labels(*bounded)
         return child
-
-
-class _Observed(Collector):
-    """What is asked for when a scrape comes."""
-
-    def __init__(self, regions: Callable[[], Iterable[Mapping[str, Any]]], cache: Callable[[], CacheStats]) -> None:
-        self._regions = regions
-        self._cache = cache
-
-    def collect(self) -> Iterator[Metric]:
-        up = GaugeMetricFamily("tidegate_backend_up", "Whether a backend of the region is up.", labels=["region"])
-        breaker = GaugeMetricFamily(
-            "tidegate_breaker_state",
-            "The region's most permissive circuit breaker: 0 closed, 1 half open, 2 open.",
-            labels=["region"],
-        )
-        flying = GaugeMetricFamily(
-            "tidegate_requests_in_flight", "Attempts that wait for a backend of the region.", labels=["region"]
-        )
-        for region in self._regions():
-            up.add_metric([region["id"]], float(region["health"] == "up"))
-            breaker.add_metric([region["id"]], _BREAKER[region["breaker"]])
-            flying.add_metric([region["id"]], region["in_flight"])
-        yield from (up, breaker, flying)
-        stats = self._cache()
-        yield GaugeMetricFamily("tidegate_cache_entries", "Answers in the cache.", value=stats.entries)
-        yield GaugeMetricFamily("tidegate_cache_bytes", "Size of what is in the cache.", value=stats.bytes)
-        yield CounterMetricFamily(
-            "tidegate_cache_evictions_total", "Answers that made room for others.", value=stats.evictions
-        )
-
-
-class _WithoutCreated(Collector):
-    """A registry less the `_created` series, which double its size and which this text format has no place for."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
-            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            yield metric

@@ -9,7 +9,8 @@ from typing import Final
 
 import numpy as np
 
-from app.fleet.registry import BackendState, Registry
+from app.fleet.backend import BackendState
+from app.fleet.registry import Registry
 from app.policy.retry import delay
 from app.types import PermittedRegion
 from simulated.world import MODEL, REGIONS, SERVICE_S, SLOTS, World

@@ -16,7 +16,7 @@ LOGS = ("eu-west", "us-east", "gateway")
 
 @pytest.fixture
 def auditor(audit, trail):
-    return Auditor(audit, Reader(audit, LOGS, ["demo"]), trail)
+    return Auditor(audit, Reader(audit, LOGS, lambda: ["demo"]), trail)
 
 
 async def filled(trail, pair, pairs):

@@ -246,7 +246,7 @@ async def test_a_clock_that_goes_back_costs_no_record_and_no_proof(audit, pair):
         await trail.append("eu-west", [decision, {**ended, "time": decision["time"]}], 10)
     await trail.close()
     assert verify(audit.path).result is Result.INTACT
-    reader = Reader(audit, LOGS, ["demo"])
+    reader = Reader(audit, LOGS, lambda: ["demo"])
     seen, cursor = [], None
     for _ in range(20):
         page = await reader.page(Filters(), cursor, 1)

@@ -54,7 +54,7 @@ class Logs:
         self.written.append(numbered)
 
     def reader(self):
-        return Reader(self.settings, LOGS, TENANTS)
+        return Reader(self.settings, LOGS, lambda: TENANTS)
 
     def pseudonyms(self):
         return Pseudonyms(FileKeys(self.settings.key_directory))
@@ -221,7 +221,7 @@ async def test_a_forged_cursor_is_refused(logs, changes):
 @given(st.one_of(st.text(max_size=60), st.binary(max_size=60).map(lambda raw: base64.urlsafe_b64encode(raw).decode())))
 @settings(deadline=None)
 def test_rubbish_is_no_cursor(text):
-    reader = Reader(AuditSettings(path=Path("nowhere")), LOGS, TENANTS)
+    reader = Reader(AuditSettings(path=Path("nowhere")), LOGS, lambda: TENANTS)
     with pytest.raises(InvalidRequest):
         asyncio.run(reader.page(Filters(), text, 1))
 
@@ -268,7 +268,7 @@ async def sealed(audit, *subjects):
 
 async def test_records_come_opened_unless_their_person_has_been_erased(audit):
     anna, berta = await sealed(audit, "anna", "berta")
-    reader = Reader(audit, LOGS, TENANTS)
+    reader = Reader(audit, LOGS, lambda: TENANTS)
     before = (await reader.page(Filters(), None, 10)).records[:2]
     assert [(each["id"], each["request_id"], each["trace_id"]) for each in before] == [
         (anna, "r0", "t"),
@@ -290,7 +290,7 @@ async def test_records_come_opened_unless_their_person_has_been_erased(audit):
 @pytest.mark.parametrize("tenant", ["other", "none"])
 async def test_a_record_of_another_tenant_is_not_there(audit, tenant):
     (anna,) = await sealed(audit, "anna")
-    reader = Reader(audit, LOGS, TENANTS)
+    reader = Reader(audit, LOGS, lambda: TENANTS)
     assert (await reader.record(anna, None))["id"] == anna
     with pytest.raises(NotFound) as missing:
         await reader.record(anna, tenant)

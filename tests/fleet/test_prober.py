@@ -14,7 +14,7 @@ QUICK = {"resilience": {"health": {"interval": "20ms", "timeout": "2s"}}}
 async def prober_for(*regions, managed=None, **changes):
     settings = settings_for(*regions, **(QUICK | changes))
     registry = Registry(settings, managed or {}, time.monotonic)
-    prober = Prober(registry, settings, time.monotonic)
+    prober = Prober(registry, settings.resilience.health, time.monotonic)
     try:
         yield prober, registry
     finally:
@@ -62,7 +62,7 @@ async def test_a_backend_that_dies_goes_down_and_comes_back():
 
     async with serving(answer) as server, prober_for([{"url": server.url}]) as (prober, registry), running(prober):
         await until(lambda: registry.backends[0].health == "up")
-        assert registry.backends[0].latency_ms > 0
+        assert registry.backends[0].condition.latency_ms > 0
         well = False
         await until(lambda: registry.backends[0].health == "down")
         well = True
@@ -127,9 +127,9 @@ async def test_a_model_is_described_by_a_backend_that_is_up():
         regions = ([{"url": f"http://127.0.0.1:{unused_port()}"}], [{"url": server.url, "models": ["a/b", "minilm"]}])
         async with prober_for(*regions) as (prober, registry):
             registry.refused(registry.backends[0])
-            assert await prober.describe_model("minilm") == {"name": "minilm"}
-            assert await prober.describe_model("a/b") == {"name": "minilm"}
-            assert await prober.describe_model("other") is None
+            assert await prober.describe_model(registry, "minilm") == {"name": "minilm"}
+            assert await prober.describe_model(registry, "a/b") == {"name": "minilm"}
+            assert await prober.describe_model(registry, "other") is None
     assert [request.line for request in server.requests] == [
         "GET /v2/models/minilm HTTP/1.1",
         "GET /v2/models/a%2Fb HTTP/1.1",
@@ -137,8 +137,24 @@ async def test_a_model_is_described_by_a_backend_that_is_up():
 
 
 async def test_no_description_where_none_is_given():
-    async with serving(reply(404)) as server, prober_for([{"url": server.url}]) as (prober, _):
-        assert await prober.describe_model("minilm") is None
+    async with serving(reply(404)) as server, prober_for([{"url": server.url}]) as (prober, registry):
+        assert await prober.describe_model(registry, "minilm") is None
     for odd in (b"[]", b"no json"):
-        async with serving(reply(200, odd)) as server, prober_for([{"url": server.url}]) as (prober, _):
-            assert await prober.describe_model("minilm") is None
+        async with serving(reply(200, odd)) as server, prober_for([{"url": server.url}]) as (prober, registry):
+            assert await prober.describe_model(registry, "minilm") is None
+
+
+async def test_another_configuration_is_followed_and_what_it_left_alone_goes_on():
+    async with serving(reply(200)) as old, serving(reply(200)) as kept, serving(reply(200)) as new:
+        slow = {"resilience": {"health": {"interval": "1h", "timeout": "2s"}}}
+        async with prober_for([{"url": old.url}, {"url": kept.url}], **slow) as (prober, registry), running(prober):
+            await until(lambda: all(backend.health == "up" for backend in registry.backends))
+            settings = settings_for([{"url": kept.url}, {"url": new.url}], **slow)
+            after = Registry(settings, {}, time.monotonic, registry)
+            prober.follow(after, settings.resilience.health)
+            await until(lambda: all(backend.health == "up" for backend in after.backends))
+            assert (len(old.requests), len(kept.requests), len(new.requests)) == (1, 1, 1)
+            quick = settings_for([{"url": kept.url}], **QUICK)
+            prober.follow(Registry(quick, {}, time.monotonic, after), quick.resilience.health)
+            await until(lambda: len(kept.requests) > 3)
+            assert (len(old.requests), len(new.requests)) == (1, 1)

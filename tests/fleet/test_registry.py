@@ -218,7 +218,7 @@ def test_requests_spread_by_weight(clock):
     registry = build(clock, [url(1, weight=3.0), url(2), url(3)])
     for number in range(500):
         registry.started(registry.pick(R0, "minilm", "openai", (number * 0.618034) % 1.0))
-    shares = [backend.in_flight for backend in registry.backends]
+    shares = [backend.condition.in_flight for backend in registry.backends]
     assert shares[0] == pytest.approx(300, abs=15)
     assert shares[1] == pytest.approx(100, abs=15)
 
@@ -297,9 +297,9 @@ def shares(registry, draws=100):
     """Requests in flight on each backend after so many have been started, none of them finished."""
     for number in range(draws):
         registry.started(registry.pick(R0, "minilm", "openai", (number * 0.618034) % 1.0))
-    taken = [backend.in_flight for backend in registry.backends]
+    taken = [backend.condition.in_flight for backend in registry.backends]
     for backend in registry.backends:
-        for _ in range(backend.in_flight):
+        for _ in range(backend.condition.in_flight):
             registry.finished(backend, failed=False, seconds=None)
     return taken
 
@@ -440,3 +440,30 @@ def test_states_of_some_regions(clock):
     registry = build(clock, [url(1)], [url(2)], [url(3)])
     assert registry.states(("r2", "r1")) == {name: registry.states()[name] for name in ("r1", "r2")}
     assert [state.position for state in registry.states().values()] == [0, 1, 2]
+
+
+def test_servers_that_remain_keep_their_condition_and_those_that_went_are_forgotten(clock):
+    before = build(clock, [url(1), url(2)], [url(3, models=["first"])])
+    for backend in (0, 1, 2):
+        probe(before, True, backend=backend)
+    fail(before, 5, backend=0)
+    before.started(before.backends[2])
+    settings = settings_for([url(1), url(4)], [url(3, models=["second"], weight=3)])
+    after = Registry(settings, {}, clock, before)
+    assert after.backends[0] is before.backends[0]
+    assert not up(Registry(settings_for([url(1)]), {}, clock, after))
+    assert after.backends[1].health == "unknown"
+    assert after.backends[2] is not before.backends[2]
+    assert after.backends[2].condition.in_flight == 1
+    assert [each.regions_serving("first", "openai") for each in (before, after)] == [{"r1"}, set()]
+    before.finished(before.backends[2], failed=False, seconds=0.1)
+    assert after.backends[2].condition.in_flight == 0
+
+
+def test_a_successor_has_been_ready_for_as_long_and_remembers_choices(clock):
+    before = build(clock, [MANAGED])
+    before.settled(home_key(None, (R0,)), R0)
+    clock.now += START_LIMIT
+    after = Registry(settings_for([MANAGED]), {"r0": "http://127.0.0.1:10"}, clock, before)
+    assert after.ready()
+    assert after.homes == {home_key(None, (R0,)): R0}

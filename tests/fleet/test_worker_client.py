@@ -7,7 +7,7 @@ import pytest
 
 from app.fleet import worker_client
 from app.fleet.registry import Registry
-from app.fleet.worker_client import AttemptFailed, UpstreamStream, WorkerClient
+from app.fleet.worker_client import AttemptFailed, Connections, UpstreamStream, WorkerClient
 from app.types import Call, PermittedRegion
 from tests.fleet.servers import (
     cut_at_once,
@@ -41,11 +41,12 @@ STREAM = replace(CALL, stream=True)
 async def client_for(*urls, **backend):
     settings = settings_for(*([{"url": url} | backend] for url in urls))
     registry = Registry(settings, {}, time.monotonic)
-    client = WorkerClient(registry, settings)
+    connections = Connections()
+    client = WorkerClient(connections, settings.resilience.health)
     try:
         yield client, registry.backends
     finally:
-        await client.aclose()
+        await connections.aclose()
 
 
 async def send(url, call=CALL, headers=None, within=20.0, **backend):
@@ -241,11 +242,11 @@ async def test_many_at_once_and_again_over_the_same_connections():
         backend = backends[0]
 
         async def one():
-            backend.in_flight += 1
+            backend.condition.in_flight += 1
             try:
                 return await client.send(R0, backend, CALL, {}, 60.0)
             finally:
-                backend.in_flight -= 1
+                backend.condition.in_flight -= 1
 
         for _ in range(2):
             answers = await asyncio.gather(*(one() for _ in range(100)))
@@ -268,3 +269,17 @@ async def test_the_environments_proxy_is_not_asked(monkeypatch):
         monkeypatch.setenv("ALL_PROXY", proxy.url)
         await send(server.url)
         assert (proxy.connections, server.connections) == (0, 1)
+
+
+async def test_connections_to_backends_that_went_are_closed_and_others_kept():
+    async with (
+        serving(reply(200)) as gone,
+        serving(reply(200)) as kept,
+        client_for(gone.url, kept.url) as (client, backends),
+    ):
+        await client.send(R0, backends[0], CALL, {}, 20.0)
+        await client.send(PermittedRegion("r1"), backends[1], CALL, {}, 20.0)
+        await client._connections.keep([backends[1]])
+        await asyncio.wait_for(gone.gone.wait(), 10)
+        await client.send(PermittedRegion("r1"), backends[1], CALL, {}, 20.0)
+        assert (kept.connections, kept.gone.is_set()) == (1, False)

@@ -37,19 +37,19 @@ def test_a_refusal_costs_nothing(limits):
 
 def test_a_refund_makes_room_again(limits):
     limits.charge("k", TEN, 10, 0.0)
-    limits.refund("k", TEN, 4)
+    limits.refund("k", 4)
     assert limits.charge("k", TEN, 4, 0.0).allowed
     assert not limits.charge("k", TEN, 1, 0.0).allowed
 
 
 def test_use_beyond_the_estimate_is_charged_afterwards(limits):
     limits.charge("k", TEN, 2, 0.0)
-    limits.refund("k", TEN, -8)
+    limits.refund("k", -8)
     assert not limits.charge("k", TEN, 1, 0.0).allowed
 
 
 def test_a_refund_to_a_key_that_is_not_known_gives_nothing(limits):
-    limits.refund("k", TEN, 5)
+    limits.refund("k", 5)
     assert limits.charge("k", TEN, 10, 0.0).remaining == 0
 
 
@@ -68,3 +68,23 @@ def test_memory_forgets_the_key_longest_unused():
     limits.charge("c", TEN, 10, 0.0)
     assert not limits.charge("a", TEN, 1, 0.0).allowed
     assert limits.charge("b", TEN, 10, 0.0).allowed, "b made room for c"
+
+
+def test_what_was_used_stays_used_under_another_rate(limits):
+    slow, quick = Rate.model_validate("10/hour"), Rate.model_validate("100/second")
+    limits.charge("k", slow, 10, 0.0)
+    assert not limits.charge("k", slow, 1, 0.0).allowed
+    assert limits.charge("k", quick, 1, 0.0).remaining == 89
+    assert limits.charge("k", slow, 1, 1.0).remaining == 9
+
+
+def test_a_lower_rate_owes_no_more_than_all_of_it(limits):
+    limits.charge("k", Rate.model_validate("100/second"), 100, 0.0)
+    assert limits.charge("k", TEN, 1, 0.0).retry_after == pytest.approx(6)
+
+
+def test_a_refund_counts_in_units_whatever_the_rate_was(limits):
+    limits.charge("k", Rate.model_validate("10/hour"), 10, 0.0)
+    limits.charge("k", TEN, 0, 0.0)
+    limits.refund("k", 10)
+    assert limits.charge("k", TEN, 10, 0.0).allowed

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from app.gate import endpoint_of
 from app.policy.retry import Outcome
 from app.stores.base import CacheStats
-from app.telemetry.metrics import CACHE_STATUSES, ENDPOINTS, LIMITS, OUTCOMES, Metrics
+from app.telemetry.metrics import CACHE_STATUSES, ENDPOINTS, LIMITS, OUTCOMES, RELOADS, Metrics
 from app.types import Reason
 
 REGIONS = ("us-east", "eu-west", "ap-southeast")
@@ -166,6 +166,7 @@ def test_no_caller_makes_series(events: list[tuple[str, int, str, str]]) -> None
         metrics.attempt(two, three, 0.1)
         metrics.cache(one)
         metrics.limited(one)
+        metrics.reloaded(one)
         metrics.refused(one)
         metrics.committed(two, 1, 0.1)
         metrics.witnessed(one, two, number)
@@ -174,7 +175,7 @@ def test_no_caller_makes_series(events: list[tuple[str, int, str, str]]) -> None
     labels = [dict(pairs) for name, pairs in samples if name.startswith("tidegate_")]
     assert {each["region"] for each in labels if "region" in each} <= {*REGIONS, "none", "other"}
     assert {each["endpoint"] for each in labels if "endpoint" in each} <= {*ENDPOINTS, "other"}
-    assert {each["outcome"] for each in labels if "outcome" in each} <= {*OUTCOMES, "other"}
+    assert {each["outcome"] for each in labels if "outcome" in each} <= {*OUTCOMES, *RELOADS, "other"}
     assert {each["log"] for each in labels if "log" in each} <= {*REGIONS, "gateway", "other"}
     assert {each["peer"] for each in labels if "peer" in each} <= {*REGIONS, "other"}
     assert {each["limit"] for each in labels if "limit" in each} <= {*LIMITS, "other"}
@@ -213,7 +214,7 @@ def test_a_series_is_looked_up_once(metrics: Metrics) -> None:
 
 def test_names_follow_the_conventions(metrics: Metrics) -> None:
     families = [family for family in _families(metrics) if not family.name.startswith("process_")]
-    assert len(families) == 17
+    assert len(families) == 20
     for family in families:
         assert re.fullmatch(r"tidegate_[a-z_]+", family.name)
         assert family.documentation.endswith(".")
