@@ -10,7 +10,7 @@ from importlib.metadata import version
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp
 
 from app.access import KeyRing
@@ -24,7 +24,7 @@ from app.audit.reader import Reader
 from app.audit.rights import Rights
 from app.audit.witness import Witness
 from app.audit.writer import Trail, TrailError
-from app.config import RESERVED_LOG, CacheSettings
+from app.config import RESERVED_LOG, CacheSettings, Settings
 from app.configuration import Configuration, ConfigurationFiles
 from app.delivery import Delivery
 from app.failures import Failures
@@ -137,8 +137,12 @@ class Works:
         used = {backend for serving in self.current.all for backend in serving.gateway.registry.backends}
         self._run(self._connections.keep(used))
 
+    def settings(self) -> Settings:
+        """Those in force."""
+        return self.current.serving.gateway.settings
+
     def _tenants(self) -> list[str]:
-        return [tenant.id for tenant in self.current.serving.gateway.settings.tenants]
+        return [tenant.id for tenant in self.settings().tenants]
 
     def _describe(self) -> list[dict[str, Any]]:
         return self._registry.describe()
@@ -188,18 +192,22 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,  # it would build the address from the caller's Host, and repeat the body there
     )
-    routers = (
-        openai.routes(),
-        kserve.routes(VERSION),
-        routes.router,
-        audit.routes(works.reader, Auditor(first.settings.audit, works.reader, works.trail), works.trail),
-        audit_rights.routes(Rights(works.trail, first.settings.audit, first.settings), works.trail),
-        health.routes(works.metrics),
-    )
-    for router in routers:
+    for router in _routers(works, first.settings):
         app.include_router(router)
     faults.handle_errors(app)
     return Gate(app, current=works.current, translator=works.translator, metrics=works.metrics, activity=activity)
+
+
+def _routers(works: Works, settings: Settings) -> tuple[APIRouter, ...]:
+    auditor = Auditor(settings.audit, works.reader, works.trail)
+    return (
+        openai.routes(),
+        kserve.routes(VERSION),
+        routes.router,
+        audit.routes(works.reader, auditor, works.trail),
+        audit_rights.routes(Rights(works.trail, settings.audit, works.settings), works.trail),
+        health.routes(works.metrics),
+    )
 
 
 def _same_store(one: CacheSettings, other: CacheSettings) -> bool:

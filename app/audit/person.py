@@ -35,7 +35,7 @@ class Trace:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Where a person is known; `tenant` is None where no tenant was named and none is known to have such a person."""
+    """Where a person is known, and as whose; `tenant` is None where nobody is known."""
 
     tenant: str | None
     traces: tuple[Trace, ...]
@@ -49,30 +49,25 @@ class Person:
 class People:
     """Finds persons in the logs named, through connections that change nothing. Blocking; raises `StoreError`."""
 
-    def __init__(self, settings: AuditSettings, logs: Sequence[str], tenants: Sequence[str]) -> None:
+    def __init__(self, settings: AuditSettings, logs: Sequence[str]) -> None:
         self._settings = settings
         self._logs = [log for log in logs if log != RESERVED_LOG]
-        self._tenants = tenants
         self._keys = FileKeys(settings.key_directory)
         self._pseudonyms = Pseudonyms(self._keys)
 
-    def find(self, subject_id: str, tenant: str | None) -> Person:
-        """The person whom a tenant calls so; without a tenant, the only one of the configured who has such a person.
-
-        Raises `InvalidRequest` where several have.
-        """
-        asked = self._tenants if tenant is None else [tenant]
+    def find(self, subject_id: str, tenants: Sequence[str]) -> Person:
+        """The person whom one of these tenants calls so; raises `InvalidRequest` where several do."""
         found: dict[str, list[Trace]] = {}
         for log in self._logs:
-            for each in asked:
-                for subject in self._pseudonyms.known([log], [each], subject_id):
+            for tenant in tenants:
+                for subject in self._pseudonyms.known([log], [tenant], subject_id):
                     if trace := self._trace(log, subject):
-                        found.setdefault(each, []).append(trace)
+                        found.setdefault(tenant, []).append(trace)
         if len(found) > 1:
             raise InvalidRequest("tenant_ambiguous", param="tenant", expected=sorted(found))
-        for each, traces in found.items():
-            return Person(each, tuple(traces))
-        return Person(tenant, ())
+        for tenant, traces in found.items():
+            return Person(tenant, tuple(traces))
+        return Person(None, ())
 
     def records(self, trace: Trace) -> Iterator[list[Record]]:
         """The person's records in one log, opened, in order of time and in parts of at most `CHUNK`.

@@ -34,17 +34,15 @@ _Result = TypeVar("_Result")
 class Rights:
     """Exercises rights on a trail that is open for writing in this process.
 
-    `settings` say who the tenants and the recipients are and how long records are kept; None where no configuration
-    is known. Raises `AuditUnavailable` where a log can be neither read nor written.
+    `settings` are those in force, which say who the tenants and the recipients are and how long records are kept; None
+    where no configuration is known. Raises `AuditUnavailable` where a log can be neither read nor written.
     """
 
-    def __init__(self, trail: Trail, audit: AuditSettings, settings: Settings | None) -> None:
+    def __init__(self, trail: Trail, audit: AuditSettings, settings: Callable[[], Settings | None]) -> None:
         self._trail = trail
         self._audit = audit
-        self._regions = settings.regions if settings else ()
-        self._tenants = [tenant.id for tenant in settings.tenants] if settings else []
-        self._retention = settings.audit.retention if settings else None
-        self._people = People(audit, trail.logs, self._tenants)
+        self._settings = settings
+        self._people = People(audit, trail.logs)
         self._changing = asyncio.Lock()
 
     async def erase(self, subject_id: str, tenant: str | None, by: Actor, *, dry_run: bool = False) -> Erasure:
@@ -75,7 +73,7 @@ class Rights:
             "time": record.timestamp(datetime.now(UTC)),
             "tenant": person.tenant,
             "known": bool(person.traces),
-            "retention_s": self._retention,
+            "retention_s": settings.audit.retention if (settings := self._settings()) else None,
             "logs": logs,
             **disclosed,
         }
@@ -144,15 +142,20 @@ class Rights:
 
     async def _find(self, subject_id: str, tenant: str | None) -> Person:
         """The person of that id, around which a header could not have held white space."""
-        person = await _reading(self._people.find, subject_id.strip(" \t"), tenant)
+        tenants = self._tenants() if tenant is None else [tenant]
+        person = await _reading(self._people.find, subject_id.strip(" \t"), tenants)
         if tenant is not None and not person.traces:
             await self._check_tenant(tenant)
         return person
 
     async def _check_tenant(self, tenant: str) -> None:
         """Refuse a tenant who neither is configured nor has left a record: an error of writing, most likely."""
-        if tenant not in self._tenants and not await _reading(self._recorded, tenant):
+        if tenant not in self._tenants() and not await _reading(self._recorded, tenant):
             raise InvalidRequest("tenant_unknown", param="tenant", value=tenant)
+
+    def _tenants(self) -> list[str]:
+        settings = self._settings()
+        return [tenant.id for tenant in settings.tenants] if settings else []
 
     def _recorded(self, tenant: str) -> bool:
         for log in self._trail.logs:
@@ -170,7 +173,8 @@ class Rights:
 
     def _disclosed(self, person: Person) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """The summary of a person's records, and where they lie."""
-        disclosure = Disclosure(self._regions)
+        settings = self._settings()
+        disclosure = Disclosure(settings.regions if settings else ())
         logs = []
         for trace in person.traces:
             times: list[str] = []

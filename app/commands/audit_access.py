@@ -1,18 +1,18 @@
 """`tidegate audit access`: everything that the trails hold about one person, for the answer to their request."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import click
 import orjson
 from rich.text import Text
 
 from app.commands.audit_erase import one_tenant
+from app.commands.audit_export import destination
 from app.commands.audit_options import Where, located_at_several
+from app.commands.audit_remote import Unanswered
 from app.commands.audit_rights import desks
 from app.commands.tables import printable, show, table
 
@@ -33,37 +33,27 @@ def command(subject: str, *, places: Sequence[Where], tenant: str | None, output
     """
     with desks(places) as asked:
         answers = [(desk.name, desk.access(subject, tenant)) for desk in asked]
-        summaries = [{"trail": name, **orjson.loads(next(lines))} for name, lines in answers]
-        one_tenant(summary["tenant"] for summary in summaries if summary["known"])
-        told = (chain([_line(summary)], lines) for summary, (_, lines) in zip(summaries, answers, strict=True))
-        if output:
-            with _written(output) as file:
-                file.writelines(chain.from_iterable(told))
-        elif as_json:
-            for line in chain.from_iterable(told):
-                click.echo(line, nl=False)
-    if output and as_json:
-        for summary in summaries:
-            click.echo(_line(summary), nl=False)
-    elif not as_json:
+        summaries = [_summary(name, lines) for name, lines in answers]
+        one_tenant(summary["tenant"] for summary in summaries)
+        if output or as_json:
+            with destination(output) as target:
+                for summary, (_, lines) in zip(summaries, answers, strict=True):
+                    target.writelines(chain([_line(summary)], lines))
+    if not as_json:
         _print(summaries)
+    elif output:
+        click.echo(b"".join(map(_line, summaries)), nl=False)
 
 
 def _line(content: Mapping[str, Any]) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE)
 
 
-@contextmanager
-def _written(path: Path) -> Iterator[BinaryIO]:
-    """A file that is its owner's only, and there once it is whole."""
-    draft = path.with_name(f"{path.name}.part")
-    draft.unlink(missing_ok=True)
+def _summary(name: str, lines: Iterator[bytes]) -> dict[str, Any]:
     try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            yield file
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+        return {"trail": name, **orjson.loads(next(lines, b""))}
+    except orjson.JSONDecodeError as error:
+        raise Unanswered(f"{name} answered something else than lines of JSON") from error
 
 
 def _print(summaries: Sequence[Mapping[str, Any]]) -> None:

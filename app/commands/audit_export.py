@@ -29,7 +29,7 @@ def command(where: Where, filters: Filters, output: Path | None) -> None:
     says how many records there are and holds each log's newest checkpoint. A file without it has been cut short. Read
     from files, records name persons where the keys are at hand.
     """
-    with _target(output) as target:
+    with destination(output) as target:
         if where.url is not None:
             with Remote(where.url, where.key) as remote:
                 _write(remote.lines("/v1/audit/export", parameters(filters)), target)
@@ -51,8 +51,8 @@ def _write(lines: Iterator[bytes], target: IO[bytes]) -> None:
 
 
 @contextmanager
-def _target(output: Path | None) -> Iterator[IO[bytes]]:
-    """Standard output, or a file that appears once it is whole."""
+def destination(output: Path | None) -> Iterator[IO[bytes]]:
+    """Standard output, or a file of its owner's only that appears once it is whole."""
     if output is None:
         yield sys.stdout.buffer
         return

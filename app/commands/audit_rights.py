@@ -138,7 +138,7 @@ class _Files:
         self.name = str(site.audit.path)
         self._trail = trail
         self._runner = runner
-        self._rights = Rights(trail, site.audit, settings)
+        self._rights = Rights(trail, site.audit, lambda: settings)
         self._configured = settings is not None
 
     def erase(self, subject: str, tenant: str | None, *, dry_run: bool) -> Mapping[str, Any]:

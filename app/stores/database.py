@@ -97,6 +97,7 @@ class Database:
         self.connection.execute("PRAGMA journal_mode = WAL")
         self.connection.execute("PRAGMA synchronous = FULL")  # in WAL mode: every commit waits for its fsync
         self.connection.execute("PRAGMA secure_delete = ON")  # what is deleted is overwritten, not only unlinked
+        self.connection.execute("PRAGMA temp_store = MEMORY")  # what is sorted leaves nothing in other files
         self._files = self._identities()
 
     def _identities(self) -> tuple[tuple[int, int], ...]:

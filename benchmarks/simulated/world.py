@@ -73,7 +73,7 @@ def build(callers: str, rate: float, chance: np.random.Generator) -> World:
     sizes = [max(2, math.ceil(demand[one] * SERVICE_S * math.exp(SPREAD**2 / 2) / USED / SLOTS)) for one in ids]
     settings = _settings([row[2] for row in known[:REGIONS]], middle.tolist(), sizes)
     permitted = [tuple(one for one in ids if one in set(order)) for order in nearest]
-    places = [Place(*place, source="address") for place in middle.tolist()]
+    places = [Place(*place) for place in middle.tolist()]
     return World(settings, places, home.tolist(), rtt.tolist(), permitted, nearest, {r: i for i, r in enumerate(ids)})
 
 

@@ -44,7 +44,7 @@ def settings(audit):
 
 @pytest.fixture
 async def rights(trail, audit, settings):
-    return Rights(trail, audit, settings)
+    return Rights(trail, audit, lambda: settings)
 
 
 @pytest.fixture
@@ -368,12 +368,12 @@ async def test_a_hold_beats_retention(audit, settings, pair):
             subject = await pseudonyms.of("eu-west", "demo", ANNA if day == 2 else "bert")
             decision, ended = pair(subject=subject, time=old, request_id=f"day-{day}")
             await trail.append("eu-west", [decision, {**ended, "time": decision["time"]}], 10)
-        placed = await Rights(trail, audit, settings).hold("a note", OFFICER, subject_id=ANNA)
+        placed = await Rights(trail, audit, lambda: settings).hold("a note", OFFICER, subject_id=ANNA)
     short = audit.model_copy(update={"retention": 86400.0})
     async with open_trail(short) as trail:
         await trail.checkpoint("eu-west")  # the deletion is done before what is asked for afterwards
         await trail.checkpoint("eu-west")
-        rights = Rights(trail, short, settings)
+        rights = Rights(trail, short, lambda: settings)
         summary, records = await disclosed(rights, ANNA)
         assert [each["request_id"] for each in records if each["kind"] == "decision"] == ["day-2"]
         assert summary["logs"][0]["holds"] == [placed.hold.id]
@@ -469,7 +469,7 @@ async def main():
     audit = AuditSettings(path=Path(sys.argv[1]), commit_deadline=10.0)
     trail = Dies(audit, ["eu-west", "us-east", "gateway"])
     await trail.start()
-    await Rights(trail, audit, None).erase(sys.argv[2], "demo", Actor())
+    await Rights(trail, audit, lambda: None).erase(sys.argv[2], "demo", Actor())
 
 asyncio.run(main())
 """
@@ -492,7 +492,7 @@ async def test_killed_between_two_logs_an_erasure_is_finished_by_doing_it_again(
     assert (ran.returncode, ran.stdout.split()) == (-signal.SIGKILL, ["eu-west"]), ran.stderr
     assert where(pseudonym_of(audit, "us-east"), audit)
     async with open_trail(audit) as trail:
-        again = (await Rights(trail, audit, settings).erase(ANNA, None, OFFICER)).as_json()
+        again = (await Rights(trail, audit, lambda: settings).erase(ANNA, None, OFFICER)).as_json()
         assert [(each["log"], each["records"]) for each in again["logs"]] == [("us-east", 2)]
     for gone in (pseudonym_of(audit, "eu-west"), pseudonym_of(audit, "us-east"), "anna-was-here"):
         assert where(gone, audit) == []
@@ -508,7 +508,7 @@ async def test_a_key_destroyed_without_its_record_is_recorded_by_doing_it_again(
     keys.destroy([subject])
     keys.close()
     async with open_trail(audit) as trail:
-        again = (await Rights(trail, audit, settings).erase(ANNA, None, OFFICER)).as_json()
+        again = (await Rights(trail, audit, lambda: settings).erase(ANNA, None, OFFICER)).as_json()
         assert [(each["log"], each["records"]) for each in again["logs"]] == [("eu-west", 2)]
     assert where(subject, audit) == []
     intact(audit)

@@ -394,7 +394,7 @@ def test_a_breaker_that_closes_starts_the_warming_up(clock, how):
 
 def test_choices_are_remembered_up_to_a_limit(clock):
     registry = build(clock, [url()])
-    keys = [home_key(Place(float(number), 0.0, "address"), ("r0", "r1")) for number in range(HOMES_LIMIT)]
+    keys = [home_key(Place(float(number), 0.0), ("r0", "r1")) for number in range(HOMES_LIMIT)]
     for key in keys:
         registry.settled(key, R0)
     registry.settled(keys[0], R1)

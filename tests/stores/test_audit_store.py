@@ -1,6 +1,8 @@
 """What every audit store must do, against the real SQLite file."""
 
+import dataclasses
 import os
+import random
 import sqlite3
 import stat
 import subprocess
@@ -296,3 +298,31 @@ print(SqliteAuditStore(Path({str(path)!r}), readonly=True).last_seq())
     if "unshare" in ran.stderr or "mount:" in ran.stderr:
         pytest.skip(f"only root may mount a file system: {ran.stderr.strip()}")
     assert (ran.stdout, ran.stderr) == ("1\n", "")
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_copies_of_a_name_in_the_unused_space_of_an_index_go_at_once_or_at_the_next_start(path, size):
+    """SQLite leaves them where entries move between pages, as they do when random ids come in and go."""
+    draw = random.Random(21)  # one of those that leave copies behind
+    people = [draw.randbytes(32).hex() for _ in range(40)]
+    store = SqliteAuditStore(path)
+    rows = []
+    for n in range(1, 1500):
+        who = draw.choice(people)
+        row = completion_of(n, "x", subject=who, request_id=f"{draw.random()} of {who}")
+        rows.append(dataclasses.replace(row, canonical=b"{}"))
+    for first in range(0, len(rows), 7):
+        store.append(rows[first : first + 7], [])
+    if size == "small":
+        for who in people[:20]:
+            store.append([], [], Erase(who))
+        store.close()
+    else:  # as an erasure leaves a log that is too large to be cleaned at once
+        for who in people[:20]:
+            store._db.execute("UPDATE records SET subject = NULL, request_id = NULL WHERE subject = ?", (who,))
+        store._db.execute("INSERT INTO rebuild VALUES (1)")
+        store.close()
+        assert any(who.encode() in path.read_bytes() for who in people[:20])
+        SqliteAuditStore(path).close()
+    assert [who for who in people[:20] if who.encode() in path.read_bytes()] == []
+    assert all(who.encode() in path.read_bytes() for who in people[20:])
