@@ -21,8 +21,8 @@ from app.audit.keys import FileKeys
 from app.audit.place import EDGE
 from app.audit.pseudonym import Pseudonyms
 from app.audit.reader import Reader
-from app.audit.rights import Rights
-from app.audit.witness import Witness
+from app.audit.rights.rights import Rights
+from app.audit.witness.witness import Witness
 from app.audit.writer import Trail, TrailError
 from app.config import RESERVED_LOG, CacheSettings, Settings
 from app.configuration import Configuration, ConfigurationFiles

@@ -20,15 +20,16 @@ SOURCES = sorted(
 )
 PURE_FILES = {
     "app/audit/checkpoint.py",
-    "app/audit/extension.py",
+    "app/audit/witness/extension.py",
     "app/audit/merkle.py",
     "app/audit/record.py",
-    "app/audit/report.py",
-    "app/audit/report_form.py",
-    "app/audit/report_standing.py",
-    "app/audit/report_tables.py",
+    "app/audit/report/document.py",
+    "app/audit/report/form.py",
+    "app/audit/report/standing.py",
+    "app/audit/report/tables.py",
+    "app/audit/rights/disclosure.py",
     "app/audit/seal.py",
-    "app/audit/tally.py",
+    "app/audit/report/tally.py",
     "regions/engine/batching.py",
 }
 PURE = [name for name in SOURCES if name.startswith("app/policy/") or name in PURE_FILES]
@@ -144,7 +145,7 @@ def _annotations(function: Function) -> set[str]:
 HTTP_CLIENTS = {
     "app/fleet/worker_client.py": "sends a request's data, to permitted regions only",
     "app/fleet/prober.py": "asks a backend whether it is ready; sends nothing of a request",
-    "app/audit/witness.py": "asks other gateways for checkpoints; sends nothing but a log's name and size",
+    "app/audit/witness/witness.py": "asks other gateways for checkpoints; sends nothing but a log's name and size",
     "app/supervisor.py": "asks its own children whether they are ready",
 }
 

@@ -19,12 +19,12 @@ from typing import Any
 import pytest
 
 from app.audit import record
+from app.audit.check.findings import Result
+from app.audit.check.saved import Saved
+from app.audit.check.verify import verify
 from app.audit.checkpoint import VerifierKey
-from app.audit.findings import Result
 from app.audit.keys import FileKeys
 from app.audit.pseudonym import Pseudonyms
-from app.audit.saved import Saved
-from app.audit.verify import verify
 from app.audit.writer import Trail
 from app.config import AuditSettings
 from tests.running import HASH, KEY, running

@@ -18,10 +18,10 @@ from app.api.audit_query import FILTERS, PAGING, described, parameters
 from app.api.audit_reads import Reading, Readings
 from app.api.replies import answer
 from app.audit.auditor import Auditor, Parts
-from app.audit.extension import KEYS_HEADER, listed
 from app.audit.growth import OutOfReach
 from app.audit.reader import Filters, Reader
 from app.audit.record import Record, time_of
+from app.audit.witness.extension import KEYS_HEADER, listed
 from app.audit.writer import Trail
 from app.errors import AuditUnavailable, InvalidRequest
 from app.exchange import Exchange

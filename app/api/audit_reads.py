@@ -11,7 +11,7 @@ from fastapi import Request
 
 from app.access import Principal
 from app.api.access import exchange_of
-from app.audit.officer import Actor, event
+from app.audit.rights.officer import Actor, event
 from app.audit.writer import Trail
 from app.config import RESERVED_LOG
 from app.errors import AuditUnavailable, GatewayError, InvalidRequest, Unauthenticated

@@ -13,8 +13,8 @@ from app.access import Principal
 from app.api.access import exchange_of, require
 from app.api.audit_query import moment
 from app.api.audit_reads import Readings
-from app.audit.officer import Actor
-from app.audit.rights import Rights
+from app.audit.rights.officer import Actor
+from app.audit.rights.rights import Rights
 from app.audit.writer import Trail
 from app.errors import AuditUnavailable, InvalidRequest
 from app.exchange import Exchange

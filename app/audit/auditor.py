@@ -9,17 +9,17 @@ from datetime import timedelta
 from functools import partial
 from typing import Self, TypeVar
 
+from app.audit.check.findings import Report
+from app.audit.check.saved import Saved
+from app.audit.check.verify import Observe, verify
 from app.audit.checkpoint import NoteError, VerifierKey, claimed
 from app.audit.export import Source, export
-from app.audit.findings import Report
 from app.audit.growth import Growth, Heads
 from app.audit.keys import FileKeys
 from app.audit.place import Place, log_file
 from app.audit.proof import Proof, ProofError, prove
 from app.audit.reader import Filters, Reader
 from app.audit.record import Record
-from app.audit.saved import Saved
-from app.audit.verify import Observe, verify
 from app.audit.writer import Trail
 from app.config import AuditSettings
 from app.errors import AuditUnavailable, DeadlineExceeded, NotFound, Overloaded

@@ -16,11 +16,11 @@ from app.audit.keys import KeyStore
 from app.audit.merkle import leaf_hash
 from app.audit.place import Place
 from app.audit.record import Record
-from app.audit.tree import EMPTY, Gap, Growth, LogTree
+from app.audit.tree import EMPTY, Edge, Gap, LogTree
 from app.config import RESERVED_LOG
 from app.stores.base import BUNDLE, AuditEntry, AuditStore, Change, Erase, Floor, Hold, Release, StoredRow, StoreError
 
-_EMPTY = Growth(EMPTY, EMPTY)
+_EMPTY = Edge(EMPTY, EMPTY)
 _NAMELESS = dict.fromkeys(seal.PERSONAL)
 
 
@@ -35,7 +35,7 @@ class Held(Exception):
 class Ledger:
     """One log, open for writing. `expected` is its tree as this process last left it, of which nothing may be gone."""
 
-    def __init__(self, place: Place, store: AuditStore, keys: KeyStore, expected: Growth = _EMPTY) -> None:
+    def __init__(self, place: Place, store: AuditStore, keys: KeyStore, expected: Edge = _EMPTY) -> None:
         self._place = place
         self._store = store
         self._signer = keys.signing_key(place.log)
@@ -135,7 +135,7 @@ class Ledger:
         gone = floor - (old.seq if old else 0)
         if gone <= 0:
             return 0
-        tree = LogTree(self._store).growth(floor)
+        tree = LogTree(self._store).edge(floor)
         note = self._sign(self._place.floor_origin, floor, tree.root())
         leaves = self._store.leaves(floor // BUNDLE * BUNDLE + 1, floor)
         if self._subjects:  # first, as in `erase`: a key that outlived its records would be found by nobody
@@ -198,7 +198,7 @@ class Ledger:
             raise StoreError(f"audit log {self._place.file}: its checkpoint is one of {signed.origin}, not {origin}")
         return signed
 
-    def _checked(self, expected: Growth) -> Growth:
+    def _checked(self, expected: Edge) -> Edge:
         """The tree of the file, which must hold what its checkpoint covers and what this process wrote."""
         tree = LogTree(self._store)
         size = self._store.last_seq()
@@ -210,9 +210,9 @@ class Ledger:
         for covered, root in signed:
             if covered > size:
                 raise StoreError(f"audit log {self._place.file}: record {covered}, which was written, is missing")
-            if tree.growth(covered).root() != root:
+            if tree.edge(covered).root() != root:
                 raise StoreError(f"audit log {self._place.file}: records up to {covered} are not what was written")
         for row in self._store.rows(signed[-1][0] // BUNDLE * BUNDLE + 1, size):
             if leaf_hash(row.canonical) != row.leaf:
                 raise StoreError(f"audit log {self._place.file}: record {row.seq} is not what was written")
-        return tree.growth(size)
+        return tree.edge(size)

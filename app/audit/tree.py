@@ -15,7 +15,7 @@ class Gap(StoreError):
 
 
 @dataclass(frozen=True, slots=True)
-class Growth:
+class Edge:
     """A tree by its right edge: `bundles` has the roots of complete bundles for leaves, `rest` those after."""
 
     bundles: Frontier
@@ -29,14 +29,14 @@ class Growth:
     def root(self) -> bytes:
         return Frontier(self.size, self.bundles.hashes + self.rest.hashes).root()
 
-    def appended(self, leaves: Iterable[bytes]) -> tuple["Growth", list[tuple[int, bytes]]]:
+    def appended(self, leaves: Iterable[bytes]) -> tuple["Edge", list[tuple[int, bytes]]]:
         """The tree with more leaves, and the bundles that they complete: number and root."""
         bundles, rest, waiting, completed = self.bundles, self.rest, list(leaves), []
         while len(waiting) >= (room := BUNDLE - rest.size):
             (root,) = rest.appended(waiting[:room]).hashes
             completed.append((bundles.size, root))
             bundles, rest, waiting = bundles.appended([root]), EMPTY, waiting[room:]
-        return Growth(bundles, rest.appended(waiting)), completed
+        return Edge(bundles, rest.appended(waiting)), completed
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class LogTree:
         (root,) = EMPTY.appended(found).hashes
         return root
 
-    def growth(self, size: int) -> Growth:
+    def edge(self, size: int) -> Edge:
         """The right edge at a size. Raises `Gap`."""
         complete, rest = divmod(size, BUNDLE)
         leaves = self.store.leaves(complete * BUNDLE + 1, size)
         roots = self.store.bundle_roots(0, complete)
         if len(roots) != complete or len(leaves) != rest:
             raise Gap(f"it lacks hashes of its first {size} records")
-        return Growth(EMPTY.appended(roots), EMPTY.appended(leaves))
+        return Edge(EMPTY.appended(roots), EMPTY.appended(leaves))

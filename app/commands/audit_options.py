@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
+from app.audit.check.verify import logs_in
 from app.audit.export import Source
 from app.audit.keys import FileKeys
 from app.audit.pseudonym import Pseudonyms, is_pseudonym
 from app.audit.reader import Filters
 from app.audit.record import timestamp
-from app.audit.verify import logs_in
 from app.config import DEMO_KEY, environment
 from app.settings_file import load
 from app.stores.base import StoreError

@@ -11,12 +11,12 @@ import orjson
 from rich.text import Text
 
 from app.audit import record
+from app.audit.check.log import LogFiles
+from app.audit.check.verify import logs_in
 from app.audit.checkpoint import Checkpoint, VerifierKey
-from app.audit.log_check import LogFiles
 from app.audit.merkle import leaf_hash
 from app.audit.proof import Proof, ProofError, prove
 from app.audit.seal import closed
-from app.audit.verify import logs_in
 from app.commands.audit_options import Where, located
 from app.commands.audit_remote import Remote
 from app.commands.tables import show, table

@@ -15,10 +15,10 @@ from app.audit.checkpoint import Checkpoint, NoteError, claimed
 from app.audit.export import export
 from app.audit.reader import Filters
 from app.audit.record import Record
-from app.audit.report import LAWS, Name, Report, compiled
-from app.audit.report_form import as_csv, as_json, markdown
-from app.audit.report_tables import Facts, LogState
-from app.audit.tally import Period, tally
+from app.audit.report.document import LAWS, Name, Report, compiled
+from app.audit.report.form import as_csv, as_json, markdown
+from app.audit.report.tables import Facts, LogState
+from app.audit.report.tally import Period, tally
 from app.commands.audit_options import Where, located, parameters
 from app.commands.audit_remote import Remote, Unanswered
 from app.config import Settings, environment

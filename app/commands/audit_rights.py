@@ -7,9 +7,9 @@ from typing import Any, Protocol, TypeVar
 
 import click
 
-from app.audit.officer import Access, Actor, event
-from app.audit.offline import Site, sites
-from app.audit.rights import Rights
+from app.audit.rights.officer import Access, Actor, event
+from app.audit.rights.offline import Site, sites
+from app.audit.rights.rights import Rights
 from app.audit.writer import Trail, TrailError, TrailInUse
 from app.commands.audit_options import Where
 from app.commands.audit_remote import Remote, Unanswered

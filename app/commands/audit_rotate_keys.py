@@ -7,7 +7,7 @@ import click
 import orjson
 from rich.text import Text
 
-from app.audit.offline import rotate
+from app.audit.rights.offline import rotate
 from app.commands.audit_options import Where, located
 from app.commands.audit_rights import found, told
 from app.commands.tables import show, table

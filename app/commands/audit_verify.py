@@ -11,10 +11,10 @@ import orjson
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from app.audit.check.findings import Result
+from app.audit.check.saved import Saved
+from app.audit.check.verify import Observe, logs_in, verify
 from app.audit.checkpoint import NoteError
-from app.audit.findings import Result
-from app.audit.saved import Saved
-from app.audit.verify import Observe, logs_in, verify
 from app.commands.audit_options import Where, located
 from app.commands.audit_remote import Remote, Unanswered
 from app.commands.tables import printable

@@ -8,11 +8,11 @@ from contextlib import closing
 import httpx
 import pytest
 
-from app.audit.findings import Result
+from app.audit.check.findings import Result
+from app.audit.check.saved import Saved
+from app.audit.check.verify import verify
 from app.audit.keys import FileKeys
 from app.audit.pseudonym import Pseudonyms
-from app.audit.saved import Saved
-from app.audit.verify import verify
 from tests.api.trail import readings, standing
 from tests.running import EMBEDDING
 

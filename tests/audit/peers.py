@@ -9,8 +9,8 @@ from urllib.parse import parse_qs, urlsplit
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.audit.checkpoint import Checkpoint, VerifierKey, sign
-from app.audit.extension import KEYS_HEADER, listed
 from app.audit.merkle import Frontier, consistency_proof, leaf_hash
+from app.audit.witness.extension import KEYS_HEADER, listed
 from tests.fleet.servers import Request, reply
 
 EMPTY = Frontier(0, ())

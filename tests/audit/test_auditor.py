@@ -6,9 +6,9 @@ import threading
 import pytest
 
 from app.audit.auditor import Auditor, _Left, _until
-from app.audit.findings import Result
+from app.audit.check.findings import Result
+from app.audit.check.verify import verify
 from app.audit.reader import Filters, Reader
-from app.audit.verify import verify
 from app.errors import AuditUnavailable, Overloaded
 
 LOGS = ("eu-west", "us-east", "gateway")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from app.audit.findings import Result
-from app.audit.verify import verify
+from app.audit.check.findings import Result
+from app.audit.check.verify import verify
 from app.audit.writer import Trail
 
 POINTS = int(os.environ.get("FAULT_POINTS", "10"))
@@ -105,7 +105,7 @@ _ON_A_SMALL_DISK = (
     _PRELUDE
     + """
 import os
-from app.audit.verify import verify
+from app.audit.check.verify import verify
 
 ballast = audit.path.parent / "ballast"
 

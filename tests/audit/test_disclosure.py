@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 
 from app.audit import record
-from app.audit.disclosure import Disclosure
 from app.audit.record import Attempt
+from app.audit.rights.disclosure import Disclosure
 from app.config import Region
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)

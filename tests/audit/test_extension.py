@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.audit.checkpoint import MAX_SIGNATURES, NoteError, VerifierKey, cosigned, sign
-from app.audit.extension import (
+from app.audit.witness.extension import (
     Conflict,
     Extension,
     listed,

@@ -11,7 +11,7 @@ from app.audit import checkpoint
 from app.audit.checkpoint import Checkpoint
 from app.audit.growth import Heads, OutOfReach
 from app.audit.merkle import Frontier, leaf_hash, verify_consistency
-from app.audit.tree import EMPTY, Growth
+from app.audit.tree import EMPTY, Edge
 from app.stores.base import StoreError
 from app.stores.sqlite import SqliteAuditStore
 
@@ -29,7 +29,7 @@ def heads(tmp_path_factory, leaves):
     """A log of nothing but leaves, and its checkpoint."""
     directory = tmp_path_factory.mktemp("audit")
     store = SqliteAuditStore(directory / "eu-west.db")
-    tree, bundles = Growth(EMPTY, EMPTY).appended(leaves)
+    tree, bundles = Edge(EMPTY, EMPTY).appended(leaves)
     text = Checkpoint("tidegate/edge/eu-west", SIZE, tree.root(), None).text()
     store.set_head(checkpoint.sign(text, "tidegate/edge/eu-west", Ed25519PrivateKey.generate()))
     store.close()

@@ -9,8 +9,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from app.audit import checkpoint, record, seal
+from app.audit.check.findings import Result
+from app.audit.check.verify import verify
 from app.audit.checkpoint import Checkpoint
-from app.audit.findings import Result
 from app.audit.keys import FileKeys
 from app.audit.ledger import Held
 from app.audit.log import new_id
@@ -19,7 +20,6 @@ from app.audit.merkle import inclusion_proof as prove
 from app.audit.place import Place
 from app.audit.reader import Filters, Reader
 from app.audit.tree import LogTree
-from app.audit.verify import verify
 from app.audit.writer import Trail, TrailError
 from app.stores.base import BUNDLE, Hold
 from app.stores.sqlite import SqliteAuditStore
@@ -105,8 +105,8 @@ async def test_erasing_leaves_the_proofs_and_takes_the_names(trail, audit, pair,
     after = signed(await trail.checkpoint("eu-west"), place)
     store = SqliteAuditStore(place.file, readonly=True)
     tree = LogTree(store)
-    assert tree.growth(before.size).root() == before.root
-    assert tree.growth(after.size).root() == after.root
+    assert tree.edge(before.size).root() == before.root
+    assert tree.edge(after.size).root() == after.root
     store.close()
     rows = lines()
     assert [row.columns["subject"] for row in rows] == [None, None, "cd" * 32, "cd" * 32, None]
@@ -226,8 +226,8 @@ async def test_retention_leaves_a_signed_floor_and_proofs_above_it(audit, pair, 
     note = signed(floor.note, place)
     tree = LogTree(store)
     assert (note.origin, note.size) == (place.floor_origin, gone)
-    assert tree.growth(gone).root() == note.root
-    assert tree.growth(before.size).root() == before.root
+    assert tree.edge(gone).root() == note.root
+    assert tree.edge(before.size).root() == before.root
     proof = prove(gone, after.size, tree.subtree)
     assert verify_inclusion(lines()[0].leaf, gone, after.size, proof, after.root)
     store.close()

@@ -20,10 +20,11 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from app.audit import record, report_form
-from app.audit.report import LAWS, compiled
-from app.audit.report_tables import Facts, LogState
-from app.audit.tally import MANY, OTHER, Period, tally
+from app.audit import record
+from app.audit.report import form as report_form
+from app.audit.report.document import LAWS, compiled
+from app.audit.report.tables import Facts, LogState
+from app.audit.report.tally import MANY, OTHER, Period, tally
 from app.audit.writer import Trail
 from app.cli import tidegate
 from app.law import load_law

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from app.audit.findings import Result
+from app.audit.check.findings import Result
+from app.audit.check.saved import Saved
+from app.audit.check.verify import verify
 from app.audit.keys import FileKeys
-from app.audit.officer import Actor
 from app.audit.opener import Opener
 from app.audit.pseudonym import Pseudonyms
 from app.audit.record import canonical
-from app.audit.rights import Rights
-from app.audit.saved import Saved
-from app.audit.verify import verify
+from app.audit.rights.officer import Actor
+from app.audit.rights.rights import Rights
 from app.audit.writer import Trail
 from app.config import Settings
 from app.errors import AuditUnavailable, Forbidden, InvalidRequest, NotFound
@@ -453,8 +453,8 @@ async def test_access_that_an_erasure_overtakes_breaks_off(rights, trail, audit,
 _ERASES = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from app.audit.officer import Actor
-from app.audit.rights import Rights
+from app.audit.rights.officer import Actor
+from app.audit.rights.rights import Rights
 from app.audit.writer import Trail
 from app.config import AuditSettings
 

@@ -9,13 +9,13 @@ from datetime import UTC, datetime
 import pytest
 
 from app.audit import record
+from app.audit.check.findings import MAX_FINDINGS, Result
+from app.audit.check.saved import Saved
+from app.audit.check.verify import verify
 from app.audit.checkpoint import Checkpoint, cosigned, opened, sign
-from app.audit.findings import MAX_FINDINGS, Result
 from app.audit.keys import FileKeys
 from app.audit.place import Place
-from app.audit.saved import Saved
 from app.audit.tree import LogTree
-from app.audit.verify import verify
 from app.config import AuditSettings
 from app.stores.base import StoreError
 from app.stores.sqlite import SqliteAuditStore
@@ -164,7 +164,7 @@ def test_a_gateways_own_key_does_not_help_against_a_saved_checkpoint(built, copy
     log.rebuild()
     place, keys = Place(copy, "eu-west", "edge"), FileKeys(built.directory.parent / "keys")
     store = SqliteAuditStore(log.file)
-    root = LogTree(store).growth(600).root()
+    root = LogTree(store).edge(600).root()
     store.set_head(sign(Checkpoint(place.origin, 600, root, None).text(), place.origin, keys.signing_key("eu-west")))
     store.close()
     assert verify(copy).result is Result.INTACT

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 
 from app.audit import checkpoint
 from app.audit.checkpoint import MAX_NOTE_BYTES, Checkpoint, VerifierKey
-from app.audit.extension import KEYS_HEADER
-from app.audit.witness import Witness
+from app.audit.witness.extension import KEYS_HEADER
+from app.audit.witness.witness import Witness
 from app.config import Settings
 from app.stores.base import CacheStats
 from app.telemetry.metrics import Metrics

@@ -15,7 +15,7 @@ import orjson
 
 from app.audit import record
 from app.audit.merkle import leaf_hash
-from app.audit.tree import EMPTY, Growth
+from app.audit.tree import EMPTY, Edge
 from app.audit.writer import Trail
 from app.config import AuditSettings
 
@@ -139,7 +139,7 @@ class Damaged:
         """Roots of all bundles as the leaves now have them, where no record has been deleted by retention."""
         with self.sql() as db:
             leaves = [leaf for (leaf,) in db.execute("SELECT leaf FROM records ORDER BY seq")]
-            _, bundles = Growth(EMPTY, EMPTY).appended(leaves)
+            _, bundles = Edge(EMPTY, EMPTY).appended(leaves)
             db.execute("DELETE FROM bundles")
             db.executemany("INSERT INTO bundles VALUES (?, ?)", bundles)
 

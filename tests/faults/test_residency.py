@@ -18,10 +18,10 @@ from typing import Any
 import httpx
 import pytest
 
-from app.audit.findings import Result
+from app.audit.check.findings import Result
+from app.audit.check.verify import verify
 from app.audit.keys import FileKeys
 from app.audit.pseudonym import Pseudonyms
-from app.audit.verify import verify
 from tests.fleet.servers import Answer, Request, cut_at_once, cut_in_the_body, hang, junk, reply, stream
 from tests.running import EMBEDDING, REGIONS, Running, Upstream, configuration, gateway, running
 

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from app.audit.report_tables import Facts, Row, Section
+from app.audit.report.tables import Facts, Row, Section
 
 _DAY: Final = 86400.0
 _MEASURES: Final = (

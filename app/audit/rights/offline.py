@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from app.audit.check.log import LogFiles
+from app.audit.check.verify import logs_in
 from app.audit.checkpoint import VerifierKey
 from app.audit.keys import FileKeys
-from app.audit.log_check import LogFiles
-from app.audit.officer import Actor, event
 from app.audit.place import Place
-from app.audit.verify import logs_in
+from app.audit.rights.officer import Actor, event
 from app.audit.writer import Trail, TrailError
 from app.config import RESERVED_LOG, AuditSettings
 from app.stores.base import StoreError

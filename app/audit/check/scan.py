@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import orjson
 
-from app.audit.findings import Result
+from app.audit.check.findings import Result
 from app.audit.merkle import HASH_SIZE, leaf_hash
 from app.audit.record import canonical
 from app.audit.seal import PERSONAL
-from app.audit.tree import EMPTY, Growth
+from app.audit.tree import EMPTY, Edge
 from app.stores.base import BUNDLE, AuditStore, StoredRow, StoreError
 from app.stores.sqlite import COLUMNS
 
@@ -48,7 +48,7 @@ class Scan:
         self,
         log: str,
         store: AuditStore,
-        tree: Growth | None,
+        tree: Edge | None,
         *,
         begin: int,
         expected: Iterable[Expected],
@@ -126,7 +126,7 @@ class Scan:
                 self._found(Result.TAMPERED, what, end - BUNDLE + 1, None)
             self._compare(end, self._tree.root())
         elif self._tree and kept is not None:
-            self._tree = Growth(self._tree.bundles.appended(kept), EMPTY) if are_hashes(kept, 1) else None
+            self._tree = Edge(self._tree.bundles.appended(kept), EMPTY) if are_hashes(kept, 1) else None
         self._leaves = []
         self._sound = self._sound or end % BUNDLE == 0
 

@@ -25,7 +25,8 @@ import httpx
 import structlog
 
 from app.audit.checkpoint import MAX_NOTE_BYTES, NoteError
-from app.audit.extension import (
+from app.audit.place import EDGE
+from app.audit.witness.extension import (
     KEYS_HEADER,
     Conflict,
     Extension,
@@ -34,8 +35,7 @@ from app.audit.extension import (
     signed,
     verifier_keys,
 )
-from app.audit.notebook import Notebook
-from app.audit.place import EDGE
+from app.audit.witness.notebook import Notebook
 from app.config import WITNESS, Settings
 from app.stores.base import StoreError
 

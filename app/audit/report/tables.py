@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from app.audit.tally import Counts, Figures, Flow, Refusal
+from app.audit.report.tally import Counts, Figures, Flow, Refusal
 from app.config import Region, Settings
 from app.policy.law import Law
 from app.policy.rules import LawBook

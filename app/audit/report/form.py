@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from app.audit.report import Report
-from app.audit.report_tables import Cell, Section
+from app.audit.report.document import Report
+from app.audit.report.tables import Cell, Section
 
 TO_BE_FILLED_IN: Final = "to be filled in by the controller"
 

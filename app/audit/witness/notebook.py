@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.audit import checkpoint
+from app.audit.check.saved import Saved
 from app.audit.checkpoint import Checkpoint, NoteError, VerifierKey
 from app.audit.keys import FileKeys
 from app.audit.place import Place
-from app.audit.saved import Saved
 from app.config import WITNESS, AuditSettings
 from app.stores.base import StoreError
 from app.stores.files import replace

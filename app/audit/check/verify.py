@@ -4,10 +4,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+from app.audit.check.findings import Finding, LogReport, Report, Result
+from app.audit.check.log import LogFiles, verify_log
+from app.audit.check.saved import Saved
 from app.audit.checkpoint import NoteError
-from app.audit.findings import Finding, LogReport, Report, Result
-from app.audit.log_check import LogFiles, verify_log
-from app.audit.saved import Saved
 from app.config import WITNESS
 
 Observe = Callable[[str, int, int], None]

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final, Literal
 
-from app.audit import report_standing as standing
-from app.audit import report_tables as tables
-from app.audit.report_tables import Facts, Row, Section
-from app.audit.tally import Flow, Period
+from app.audit.report import standing, tables
+from app.audit.report.tables import Facts, Row, Section
+from app.audit.report.tally import Flow, Period
 
 Name = Literal["gdpr", "ccpa", "pdpa"]
 

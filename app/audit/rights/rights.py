@@ -14,13 +14,13 @@ from typing import Any, Final, TypeVar
 import orjson
 
 from app.audit import record
-from app.audit.disclosure import Disclosure
 from app.audit.ledger import Held
 from app.audit.log import new_id
-from app.audit.officer import Access, Actor, Erasure, PlacedHold, event, hold_event
-from app.audit.person import People, Person, Trace
 from app.audit.place import log_file
 from app.audit.record import Record
+from app.audit.rights.disclosure import Disclosure
+from app.audit.rights.officer import Access, Actor, Erasure, PlacedHold, event, hold_event
+from app.audit.rights.person import People, Person, Trace
 from app.audit.writer import Trail
 from app.config import AuditSettings, Settings
 from app.errors import AuditUnavailable, Forbidden, InvalidRequest, NotFound

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from app.audit import checkpoint
+from app.audit.check.findings import MAX_FINDINGS, Finding, LogReport, Result
+from app.audit.check.saved import Saved
+from app.audit.check.scan import Expected, Progress, Scan, are_hashes, missing, other_than
 from app.audit.checkpoint import Checkpoint, NoteError, VerifierKey
-from app.audit.findings import MAX_FINDINGS, Finding, LogReport, Result
 from app.audit.place import Place
-from app.audit.saved import Saved
-from app.audit.scan import Expected, Progress, Scan, are_hashes, missing, other_than
-from app.audit.tree import EMPTY, Gap, Growth, LogTree
+from app.audit.tree import EMPTY, Edge, Gap, LogTree
 from app.stores.base import BUNDLE, Floor, StoreError
 from app.stores.sqlite import SqliteAuditStore
 
@@ -135,7 +135,7 @@ class _Check:
             self._found(Result.TAMPERED, f"{_OWN} is altered: {error}")
             return None
 
-    def _retained(self, store: SqliteAuditStore, floor: Floor | None) -> Growth | None:
+    def _retained(self, store: SqliteAuditStore, floor: Floor | None) -> Edge | None:
         """The tree of the records that retention has deleted, as it was signed; None where that cannot be told."""
         if floor is not None and type(floor.seq) is int and floor.seq > 0:
             self._floor = floor.seq
@@ -144,7 +144,7 @@ class _Check:
             self._found(Result.TAMPERED, "lies where the log has no records", row.seq)
             break
         if floor is None:
-            return Growth(EMPTY, EMPTY)
+            return Edge(EMPTY, EMPTY)
         complete, rest = divmod(self._floor, BUNDLE)
         roots = store.bundle_roots(0, complete)
         try:
@@ -155,7 +155,7 @@ class _Check:
         if not (are_hashes(roots, complete) and are_hashes(floor.leaves, rest)):
             self._found(Result.TAMPERED, "the hashes that deleted records leave behind are not all there")
             return None
-        tree = Growth(EMPTY.appended(roots), EMPTY.appended(floor.leaves))
+        tree = Edge(EMPTY.appended(roots), EMPTY.appended(floor.leaves))
         if (signed.size, signed.root) != (floor.seq, tree.root()):
             self._found(Result.TAMPERED, "the hashes that deleted records leave behind are not those that were signed")
             return None
@@ -165,7 +165,7 @@ class _Check:
         """Checkpoints of nothing but deleted records: their roots may still follow from the hashes that are left."""
         for each in expected:
             try:
-                root = LogTree(store).growth(each.size).root()
+                root = LogTree(store).edge(each.size).root()
             except Gap:
                 self._remarks.append(f"{each.source} covers {each.size} records, too few to recompute since then")
                 continue
