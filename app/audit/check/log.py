@@ -100,10 +100,14 @@ class _Check:
         )
 
     def _verify(self, store: SqliteAuditStore, progress: Progress) -> None:
+        end: StoreError | None = None
         try:
-            self._last = store.last_seq()
             floor = store.floor()
             head = store.head()
+            try:
+                self._last = store.last_seq()
+            except StoreError as error:  # the page of the newest record is damaged: read up to there all the same
+                end = error
         except (TypeError, ValueError) as error:
             raise StoreError(f"its tables hold other values than they should: {error}") from error
         tree = self._retained(store, floor)
@@ -111,11 +115,15 @@ class _Check:
         if head is not None and (signed := self._newest(head)):
             self._head = signed
             expected.append(Expected(signed.size, signed.root, _OWN))
+        if end:
+            self._last = max((each.size for each in expected), default=0)
         if tree is not None:
             self._compare_deleted(store, [each for each in expected if each.size <= self._floor])
         log, begin = self._files.place.log, self._floor + 1
         scan = self._scan = Scan(log, store, tree, begin=begin, expected=expected, found=self._found)
         scan.run(self._last, progress)
+        if end:
+            raise end
         self._compare_ends(store, expected)
 
     def _admitted(self, saved: Iterable[Saved]) -> Iterator[Saved]:

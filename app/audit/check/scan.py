@@ -82,6 +82,8 @@ class Scan:
                 self._close(end)
                 progress(end, last)
                 end = self._end()
+        if self.next <= last:  # as where pages have changed places: each is sound, and the way to them is not
+            self._found(Result.TAMPERED, missing(self.next, last), self.next, None)
         progress(last, last)
 
     def _end(self) -> int:
