@@ -39,8 +39,9 @@ class Child:
         self.spec = spec
         self._process: Process | None = None
         self._read = 0
-        spec.log.parent.mkdir(parents=True, exist_ok=True)
-        spec.log.write_bytes(b"")
+        spec.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        spec.log.unlink(missing_ok=True)
+        spec.log.touch(mode=0o600)  # its lines name requests
 
     async def start(self) -> None:
         """Starts it in a session of its own, so that a terminal's Ctrl-C reaches only us; raises OSError."""
@@ -94,15 +95,21 @@ class Child:
 
     def news(self) -> list[str]:
         """The whole lines that it has written since the last call; keeps its file within bounds."""
-        with self.spec.log.open("rb") as log:
+        try:
+            log = self.spec.log.open("rb")
+        except FileNotFoundError:  # somebody has tidied up; it is there again at the child's next start
+            return []
+        with log:
             size = log.seek(0, os.SEEK_END)
+            if size < self._read:  # somebody has emptied the file
+                self._read = 0
             log.seek(self._read)
             new = log.read(size - self._read)
         whole = new[: new.rfind(b"\n") + 1]
         self._read += len(whole)
         if size > LOG_LIMIT:
             # The child appends to the open file, so it goes on at the new end.
-            shutil.copyfile(self.spec.log, self.spec.log.with_suffix(".log.1"))
+            shutil.copy(self.spec.log, self.spec.log.with_suffix(".log.1"))
             os.truncate(self.spec.log, 0)
             self._read = 0
         return whole.decode(errors="replace").splitlines()

@@ -27,6 +27,7 @@ _RATE = re.compile(r"^(\d+)/(second|minute|hour|day)$")
 _RATE_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400}
 _KEY_HASH = re.compile(r"^sha256:[0-9a-f]{64}$")
 _ID = re.compile(r"^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62}[A-Za-z0-9])?$")
+_NO_NAME = re.compile(r"[\x00\ud800-\udfff]")
 _URL = re.compile(r"^https?://[^/\s?#@]+(?:/[^\s?#]*)?$")
 RESERVED_LOG = "gateway"
 WITNESS = "witness"
@@ -71,6 +72,12 @@ def _http_url(value: str) -> str:
     return value.rstrip("/")
 
 
+def _file_glob(value: str) -> str:
+    if _NO_NAME.search(value):
+        raise ValueError(f"{value!r} holds a character that no file's name has; write `default`, or a glob in UTF-8")
+    return value
+
+
 def _key_hash(value: str) -> str:
     if not _KEY_HASH.match(value):
         raise ValueError("a key is stored as sha256: and 64 hex digits; `tidegate keys new` makes one")
@@ -88,6 +95,7 @@ def _region_id(value: str) -> str:
 Size = Annotated[int, BeforeValidator(_size), Field(gt=0)]
 Id = Annotated[str, AfterValidator(_identifier)]
 RegionId = Annotated[str, AfterValidator(_region_id)]
+FileGlob = Annotated[str, AfterValidator(_file_glob)]
 KeyHash = Annotated[str, AfterValidator(_key_hash)]
 Url = Annotated[str, AfterValidator(_http_url)]
 Country = Annotated[str, AfterValidator(_country)]
@@ -230,7 +238,7 @@ class Region(Section):
 
 
 class ResidencySettings(Section):
-    rules: str = "default"
+    rules: FileGlob = "default"
     posture: Literal["residency", "transfer"] = "residency"
     on_conflict: Literal["refuse", "prefer"] = "refuse"
     unknown_subject: Literal["refuse"] | Jurisdiction = "refuse"

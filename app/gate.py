@@ -24,7 +24,7 @@ INFERENCE = re.compile(r"^/v1/(embeddings|chat/completions|completions)$|^/v2/mo
 _OPENAI = re.compile(r"^/v1/(embeddings|chat/|completions|models)")
 _ENDPOINT = re.compile(
     r"^/v1/(embeddings|chat/completions|completions|models|regions|route/explain"
-    r"|audit/(?:logs|export|records|checkpoint|verify))"
+    r"|audit/(?:logs|export|records|checkpoint|verify|erasures|access|holds))"
 )
 _GUARDED = re.compile(r"^/v1/(?!audit/checkpoint$)|^/v2/models/")
 """Paths that need a key. A log's checkpoints do not: its root is what it publishes, and other gateways read it."""

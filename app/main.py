@@ -76,18 +76,22 @@ class Works:
         self.reader = Reader(settings.audit, self.logs, self._tenants)
         self._pseudonyms = Pseudonyms(FileKeys(settings.audit.key_directory))
         self._witnessing: asyncio.Task[None] | None = None
+        self._notebook = asyncio.Lock()
 
-        self.current = Current(self._serving(first), self._let_go)
+        self.current = Current(self._serving(first, self._registry, self._cache), self._let_go)
 
     def take(self, configuration: Configuration) -> None:
         """Serve by another configuration from now on; it must not differ in what `settings_fixed` lists."""
         settings, before = configuration.settings, self.current.serving.gateway.settings
-        self._registry = Registry(settings, self._managed, time.monotonic, self._registry)
+        registry, cache = Registry(settings, self._managed, time.monotonic, self._registry), self._cache
         if settings.regions != before.regions or not _same_store(settings.cache, before.cache):
-            self._cache = MemoryCache(settings.cache)  # an answer is from a region as it was, and from its servers
-        self.current.replace(self._serving(configuration))
-        self.prober.follow(self._registry, settings.resilience.health)
-        if settings.gateway.public_urls != before.gateway.public_urls:
+            cache = MemoryCache(settings.cache)  # an answer is from a region as it was, and from its servers
+        serving = self._serving(configuration, registry, cache)
+        # All of it is made, so from here on nothing is refused.
+        self._registry, self._cache = registry, cache
+        self.current.replace(serving)
+        self.prober.follow(registry, settings.resilience.health)
+        if _witnessed(settings) != _witnessed(before):
             self.witness()
 
     def witness(self) -> None:
@@ -95,7 +99,11 @@ class Works:
         if self._witnessing:
             self._witnessing.cancel()
         witness = Witness(self.current.serving.gateway.settings, self.logs, self.metrics)
-        self._witnessing = _started(witness.run(), "witness")
+        self._witnessing = _started(self._witness(witness), "witness")
+
+    async def _witness(self, witness: Witness) -> None:
+        async with self._notebook:  # until the one before has ended: both write the same files
+            await witness.run()
 
     def probe_now(self) -> None:
         """Look at the managed backends at once: one of them says that it is ready."""
@@ -110,8 +118,8 @@ class Works:
         await self.prober.aclose()
         await self.trail.close()
 
-    def _serving(self, configuration: Configuration) -> Serving:
-        settings, registry = configuration.settings, self._registry
+    def _serving(self, configuration: Configuration, registry: Registry, cache: MemoryCache) -> Serving:
+        settings = configuration.settings
         client = WorkerClient(self._connections, settings.resilience.health)
         forwarder = Forwarder(registry, client, settings.resilience.retry, self._retries, self.metrics)
         digest = configuration.ground.book.digest
@@ -125,8 +133,8 @@ class Works:
             forwarder=forwarder,
             limiter=self._limiter,
             recorder=recorder,
-            delivery=Delivery(recorder, forwarder, self._limiter, self._cache),
-            cache=self._cache,
+            delivery=Delivery(recorder, forwarder, self._limiter, cache),
+            cache=cache,
             metrics=self.metrics,
         )
         views = Views(configuration, datetime.now(UTC), registry, self.prober, self.trail, self._activity)
@@ -212,6 +220,10 @@ def _routers(works: Works, settings: Settings) -> tuple[APIRouter, ...]:
 
 def _same_store(one: CacheSettings, other: CacheSettings) -> bool:
     return one == other.model_copy(update={"sampled": one.sampled})
+
+
+def _witnessed(settings: Settings) -> tuple[Mapping[str, str], float | None]:
+    return settings.gateway.public_urls, settings.audit.witness
 
 
 def _on_signals(works: Works, reloader: Reloader) -> None:

@@ -125,7 +125,8 @@ class Recorder:
         return decision(
             id=new_id(exchange.received),
             time=exchange.received,
-            request_id=exchange.request_id,
+            # Where a subject has a pseudonym, the request's id is sealed with it; elsewhere it must not name them.
+            request_id=_silent(exchange, exchange.request_id) if log == RESERVED_LOG else exchange.request_id,
             outcome="refused" if error or refused else "permitted",
             tenant=principal.tenant.id if principal else None,
             key_id=principal.key_id if principal else None,
@@ -135,7 +136,7 @@ class Recorder:
             reason=_reason(exchange, error),
             region=region,
             subject=await self._subject(exchange, log),
-            model=exchange.model,
+            model=_silent(exchange, exchange.model),
             status=error.status if error else None,
             code=error.code if error else None,
             policy_digest=self._policy_digest,
@@ -193,6 +194,12 @@ async def to_the_end(writing: Coroutine[Any, Any, None]) -> None:
         with suppress(GatewayError):
             await task
         raise
+
+
+def _silent(exchange: Exchange, text: str | None) -> str | None:
+    """A text of the caller's, unless it holds the person's id: what stands in a record cannot be taken back."""
+    ids = (each.strip().casefold() for each in exchange.head.headers.getlist("x-subject-id"))
+    return None if text and any(one and one in text.casefold() for one in ids) else text
 
 
 def _microseconds(seconds: float) -> int:

@@ -18,6 +18,8 @@ Cause = Literal["signal", "files"]
 
 LOGGER: Final = "tidegate.reload"
 
+_REFUSED: Final = "configuration refused, the running one stays"
+
 log = structlog.get_logger(LOGGER)
 
 
@@ -46,12 +48,16 @@ class Reloader:
         last = self._files.read
         while True:
             asked = await self._wait()
-            now = await asyncio.to_thread(self._files.stamp)
-            if asked:
-                await self._reload("signal")
-            elif now == last != self._files.read:
-                await self._reload("files")
-            last = now
+            try:
+                now = await asyncio.to_thread(self._files.stamp)
+                if asked:
+                    await self._reload("signal")
+                elif now == last != self._files.read:
+                    await self._reload("files")
+                last = now
+            except Exception as error:  # the edge: a bug in one reload must not end those to come
+                self._metrics.reloaded("refused")
+                log.exception(_REFUSED, cause="signal" if asked else "files", problem=f"unexpected {error!r}")
 
     async def _wait(self) -> bool:
         try:
@@ -68,7 +74,7 @@ class Reloader:
         except ConfigInvalid as error:
             self._metrics.reloaded("refused")
             for problem in error.problems:
-                log.warning("configuration refused, the running one stays", cause=cause, problem=str(problem))
+                log.warning(_REFUSED, cause=cause, problem=str(problem))
             return
         if found.says_the_same(self._running):
             self._metrics.reloaded("unchanged")

@@ -14,7 +14,10 @@ Found = Iterator[tuple[Key, str]]
 _FIXED: Final[Mapping[Key, str]] = {
     ("gateway", "listen"): "it listens there",
     ("gateway", "region"): "it stands there",
-    ("audit",): "its audit trail is open",
+    ("audit", "path"): "its audit trail is open",
+    ("audit", "keys"): "its audit trail is open",
+    ("audit", "retention"): "its audit trail is open",
+    ("audit", "commit_deadline"): "its audit trail is open",
     ("worker",): "workers read it when they start",
 }
 """With these, regions that come or go, as each has an audit log, and managed backends, as each is a process."""

@@ -167,6 +167,7 @@ EDGES = {
     "app/cli.py": "the edge of a command: a bug too ends in one line",
     "app/gate.py": "the edge of the process: answers 500 in the caller's language",
     "app/audit/log.py": "the edge of a log's thread: if it died, the log could never heal",
+    "app/reload.py": "the edge of the reloader: if it died, no change would take force any more",
     "regions/worker/app.py": "the edge of a worker: the client gets an answer and the log a line",
     "regions/engine/runner.py": "whatever a model raises belongs to the items that made it raise",
 }

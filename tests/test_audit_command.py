@@ -217,6 +217,25 @@ def test_tail_and_export_filter(known: Path, options: list[str], expected: list[
     assert (manifest["kind"], last["kind"], last["records"]) == ("manifest", "checkpoint", len(wanted))
 
 
+def test_an_id_that_looks_like_a_pseudonym_finds_the_person_as_well(tmp_path: Path) -> None:
+    given = "ab" * 32
+    settings = AuditSettings(path=tmp_path / "audit", commit_deadline=30.0)
+    keys = FileKeys(settings.key_directory)
+    keys.pseudonym_key("eu-west")
+    (pseudonym,) = Pseudonyms(keys).known(["eu-west"], ["demo"], given)
+
+    async def write() -> None:
+        async with trails.opened(settings, "eu-west", "gateway") as trail:
+            for number, subject in enumerate((given, pseudonym)):
+                records = pair(number, START, random.Random(number), "eu-west")
+                await trail.append("eu-west", [{**each, "tenant": "demo", "subject": subject} for each in records], 30)
+
+    asyncio.run(write())
+    for options, found in ((["--tenant", "demo"], {given, pseudonym}), ([], {given})):
+        shown = lines(invoke("tail", "--path", settings.path, "--json", "--subject", given, *options))
+        assert {each["subject"] for each in shown} == found
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -27,6 +27,7 @@ from app.audit.keys import FileKeys
 from app.audit.pseudonym import Pseudonyms
 from app.audit.writer import Trail
 from app.config import AuditSettings
+from tests.fleet.servers import reply, serving
 from tests.running import HASH, KEY, running
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -391,6 +392,34 @@ async def test_while_gateways_run_their_urls_are_asked(tmp_path: Path) -> None:
         assert (code, "answered 401" in err) == (1, True)
     for name in ("first", "second"):
         assert verify(tmp_path / name / "audit").result == Result.INTACT
+
+
+async def test_only_the_gateway_is_asked_and_by_the_whole_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    refusal = reply(404, b'{"detail": "no such hold"}')
+    async with serving(reply(200, b"{}")) as proxy, serving(refusal) as gateway:
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.setenv("http_proxy", proxy.url)
+        monkeypatch.setenv("ALL_PROXY", proxy.url)
+        code, _, err = await aside("hold", "release", "a/b?c", "--url", gateway.url, "--key", KEY)
+        assert (code, "no such hold" in err) == (1, True)
+        assert (proxy.connections, gateway.connections) == (0, 1)
+        assert gateway.requests[0].line.startswith("DELETE /v1/audit/holds/a%2Fb%3Fc ")
+
+
+def test_text_that_is_not_utf_8_is_wrong_usage(topology: Topology) -> None:
+    before = {log: topology.rows("audit", log) for log in LOGS}
+    place = ("hold", "place", "--note")
+    for name, command in {
+        "--note": (*place, "\udcff"),
+        "--tenant": (*place, "n", "--tenant", "\udcff"),
+        "--subject": (*place, "n", "--subject", "\udcff"),
+        "SUBJECT": ("erase", "\udcff", "--yes"),
+        "ID": ("hold", "release", "\udcff"),
+    }.items():
+        code, out, err = run(*command, "--config", topology.config)
+        assert (code, out, f"'{name}': this is no UTF-8 text" in err) == (2, "", True), err
+    assert {log: topology.rows("audit", log) for log in LOGS} == before
 
 
 def _kill_once_changed(topology: Topology, key: Path) -> None:

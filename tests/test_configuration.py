@@ -82,6 +82,8 @@ def test_what_a_running_gateway_cannot_change(file: Path, old: str, new: str, ke
         ("country: IE", "country: DE", "regions"),
         ("models: [minilm]", "models: [minilm], weight: 2", "regions"),
         ("models: [minilm]}", "models: [minilm]}, {url: 'http://127.0.0.1:1', models: [x]}", "regions"),
+        ("{path: audit}", "{path: audit, witness: 1m}", "audit.witness"),
+        ("{path: audit}", "{path: audit, witness: null}", "audit.witness"),
         ("version: 1", "version: 1\ncache: {ttl: 1s}", "cache.ttl"),
         ("version: 1", "version: 1\nresilience: {retry: {attempts: 1}}", "resilience.retry.attempts"),
     ],

@@ -227,6 +227,18 @@ async def test_log_is_begun_anew_and_bounded(tmp_path: Path) -> None:
     assert child.news() == []
 
 
+async def test_a_log_that_somebody_empties_or_removes_is_read_on(tmp_path: Path) -> None:
+    log = tmp_path / "talker.log"
+    code = "import sys\nfor line in sys.stdin: print(line.strip(), flush=True)"
+    child = Child(Spec("talker", (sys.executable, "-c", code), os.environ, log, health=""))
+    log.write_text("a line that is longer than what comes\n")
+    assert child.news() == ["a line that is longer than what comes"]
+    log.write_text("new\n")
+    assert child.news() == ["new"]
+    log.unlink()
+    assert child.news() == []
+
+
 @pytest.mark.parametrize(
     ("lines", "expected"),
     [

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -134,6 +135,29 @@ def test_the_requests_to_paste_fit_the_configuration(tmp_path: Path, old: str, n
         assert part in command
 
 
+def test_a_second_one_leaves_the_first_alone(up: Up) -> None:
+    before = up.children()
+    other = subprocess.run(
+        [sys.executable, "-m", "app.cli", "up", "--config", str(up.home / "configs" / "tiny.yaml"), "--port", "0"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert other.returncode == 1
+    assert "another `tidegate up` is running" in other.stderr
+    assert len(other.stderr.splitlines()) == 1
+    assert up.process.poll() is None
+    assert up.children() == before
+
+
+def test_what_children_log_is_their_owners_alone(up: Up) -> None:
+    files = list((up.home / "var" / "log").glob("*.log"))
+    assert files
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
 def test_it_says_what_it_starts_and_how_to_use_it(up: Up) -> None:
     said = up.said()
     assert re.search(r"^worker eu-west: ready after \d+\.\d s$", said, re.MULTILINE)
@@ -147,7 +171,7 @@ def test_it_says_what_it_starts_and_how_to_use_it(up: Up) -> None:
     assert sum("tidegate gateway --config" in line for line in lines) == 3
     assert sum("-m regions.worker --region eu-west" in line for line in lines) == 1
     logs = {log.name for log in (up.home / "var" / "log").iterdir()}
-    assert logs == {"gateway.log", "gateway-us-east.log", "gateway-eu-west.log", "worker-eu-west.log"}
+    assert logs == {"lock", "gateway.log", "gateway-us-east.log", "gateway-eu-west.log", "worker-eu-west.log"}
 
 
 def test_the_requests_to_paste_work_as_announced(up: Up) -> None:

@@ -7,7 +7,7 @@ import orjson
 import structlog
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StringConstraints
 
 from app.access import Principal
 from app.api.access import exchange_of, require
@@ -37,7 +37,7 @@ class ErasureRequest(_Body):
 
     subject: Subject
     tenant: Name | None = None
-    dry_run: bool = False
+    dry_run: StrictBool = False
 
 
 class AccessRequest(_Body):

@@ -46,6 +46,8 @@ class Job:
 
     work: Callable[[Ledger], Any]
     done: "asyncio.Future[Any]"
+    withdrawn: bool = False
+    """Who asked has gone: what has not been begun must not be."""
 
 
 class Intake:

@@ -6,6 +6,7 @@ from typing import Protocol
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from app.stores import key_file
+from app.stores.base import StoreError
 from app.stores.subject_keys import SubjectKeys
 
 
@@ -17,6 +18,9 @@ class KeyStore(Protocol):
 
     def pseudonym_key(self, log: str) -> bytes:
         """The HMAC-SHA256 key of the log's pseudonyms, 32 bytes; it never changes."""
+
+    def has_signing_key(self, log: str) -> bool:
+        """Whether the log's checkpoints have a key already."""
 
     def signing_key(self, log: str) -> Ed25519PrivateKey:
         """The key that signs the log's checkpoints and floors."""
@@ -41,7 +45,15 @@ class FileKeys:
         return key_file.exists(self._file(log, "key"))
 
     def pseudonym_key(self, log: str) -> bytes:
-        return key_file.obtain(self._file(log, "key"))
+        file = self._file(log, "key")
+        if not key_file.exists(file) and key_file.exists(self._file(log, "subjects.db")):
+            raise StoreError(
+                f"key {file}: missing, and nobody in {log} can be found without it; restore it from a backup"
+            )
+        return key_file.obtain(file)
+
+    def has_signing_key(self, log: str) -> bool:
+        return key_file.exists(self._file(log, "ed25519"))
 
     def signing_key(self, log: str) -> Ed25519PrivateKey:
         return Ed25519PrivateKey.from_private_bytes(key_file.obtain(self._file(log, "ed25519")))

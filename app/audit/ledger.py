@@ -19,6 +19,7 @@ from app.audit.record import Record
 from app.audit.tree import EMPTY, Edge, Gap, LogTree
 from app.config import RESERVED_LOG
 from app.stores.base import BUNDLE, AuditEntry, AuditStore, Change, Erase, Floor, Hold, Release, StoredRow, StoreError
+from app.stores.subject_keys import DamagedKey, SubjectKeys
 
 _EMPTY = Edge(EMPTY, EMPTY)
 _NAMELESS = dict.fromkeys(seal.PERSONAL)
@@ -38,6 +39,8 @@ class Ledger:
     def __init__(self, place: Place, store: AuditStore, keys: KeyStore, expected: Edge = _EMPTY) -> None:
         self._place = place
         self._store = store
+        if place.verifiers() and not keys.has_signing_key(place.log):
+            raise StoreError(f"audit log {place.file}: its signing key is missing; restore it from a backup")
         self._signer = keys.signing_key(place.log)
         self._name = VerifierKey(place.origin, self._signer.public_key().public_bytes_raw())
         place.publish(self._name)
@@ -45,8 +48,8 @@ class Ledger:
             self.tree = self._checked(expected)
         except Gap as error:
             raise StoreError(f"audit log {place.file}: {error}") from error
-        self._subjects = None if place.log == RESERVED_LOG else keys.subject_keys(place.log)
-        self._scrub_due = False
+        self._subjects = _subjects(keys, place.log)
+        self._scrub_due = True  # a process that died may have left something to overwrite
         try:
             self.pending = {each["id"]: each for each in map(self._opened, store.open_decisions())}
         except BaseException:
@@ -62,7 +65,8 @@ class Ledger:
         """Have a key for every subject in here: the missing ones are made in one durable commit."""
         subjects = {self._spared(each)["subject"] for each in records} - {None}
         if subjects and self._subjects:
-            self._subjects.obtain(subjects)
+            with suppress(DamagedKey):  # its own record is refused, the others' are not
+                self._subjects.obtain(subjects)
 
     def entry(self, plain: Record, seq: int) -> AuditEntry:
         """The record as the `seq`-th, its personal fields sealed; raises TypeError where it has no canonical form."""
@@ -178,11 +182,11 @@ class Ledger:
     def _opened(self, row: StoredRow) -> Record:
         stored: Record = orjson.loads(row.canonical)
         subject = row.columns["subject"]
-        key = self._subjects.get(subject) if subject and self._subjects else None
         if stored["personal"] is None:
             return stored
-        if key:
-            with suppress(seal.SealError):  # a new key, since an erasure that broke off destroyed the old one
+        # Another key than the record's is there since an erasure that broke off destroyed that one.
+        with suppress(seal.SealError, DamagedKey):
+            if subject and self._subjects and (key := self._subjects.get(subject)):
                 return seal.opened(stored, key, self._place.log)
         return {**stored, "erased": True}
 
@@ -216,3 +220,10 @@ class Ledger:
             if leaf_hash(row.canonical) != row.leaf:
                 raise StoreError(f"audit log {self._place.file}: record {row.seq} is not what was written")
         return tree.edge(size)
+
+
+def _subjects(keys: KeyStore, log: str) -> SubjectKeys | None:
+    if log == RESERVED_LOG:
+        return None
+    keys.pseudonym_key(log)  # made before the subjects' keys, so that these tell when it has been lost
+    return keys.subject_keys(log)

@@ -20,6 +20,7 @@ from app.audit.ledger import Held, Ledger
 from app.audit.place import Place
 from app.config import AuditSettings
 from app.stores.base import AuditEntry, AuditStore, StoreError
+from app.stores.subject_keys import DamagedKey
 
 _EXPIRE_EVERY = 3600.0
 _EXPIRE_CHUNK = 2000
@@ -155,7 +156,7 @@ class LogWriter:
             for item in group:
                 try:
                     numbered = self._number(item, ledger.seq + len(entries) + 1, open_now)
-                except (Refused, TypeError) as error:
+                except (Refused, TypeError, DamagedKey) as error:
                     self._intake.owe(item.completed(), forwarded=True)
                     self._resolve([item], StoreError(str(error)) if isinstance(error, Refused) else error)
                 else:
@@ -204,6 +205,8 @@ class LogWriter:
     def _work(self) -> None:
         """Do what has been asked for besides appending; who asked hears of the error as well."""
         while job := self._intake.take_job():
+            if job.withdrawn:
+                continue
             try:
                 self._answer(job, job.work(self._opened()), None)
             except Held as error:

@@ -9,7 +9,7 @@ import orjson
 from app.audit import seal
 from app.audit.keys import KeyStore
 from app.audit.record import Record
-from app.stores.subject_keys import SubjectKeys
+from app.stores.subject_keys import DamagedKey, SubjectKeys
 
 
 class Opener:
@@ -31,8 +31,9 @@ class Opener:
         stored: Record = orjson.loads(canonical)
         if stored.get("personal") is None or subject is None:
             return stored
-        if key := self._of(log).get(subject):
-            with suppress(seal.SealError):  # a new key, since an erasure that broke off destroyed the old one
+        # Another key than the record's is there since an erasure that broke off destroyed that one.
+        with suppress(seal.SealError, DamagedKey):
+            if key := self._of(log).get(subject):
                 return seal.opened(stored, key, log)
         return stored
 

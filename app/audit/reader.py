@@ -8,9 +8,11 @@ import asyncio
 import hashlib
 import heapq
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import ParamSpec, TypeVar
 
 import orjson
@@ -80,7 +82,7 @@ class Reader:
         self._keys = FileKeys(settings.key_directory)
         self._pseudonyms = Pseudonyms(self._keys)
         self._tenants = tenants
-        self._turns = asyncio.Semaphore(_AT_ONCE)
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "audit-read")
 
     @property
     def logs(self) -> Sequence[str]:
@@ -88,11 +90,11 @@ class Reader:
 
     async def aside(self, work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Do blocking work on the trail in a thread, a few at a time; its `StoreError` becomes `AuditUnavailable`."""
-        async with self._turns:
-            try:
-                return await asyncio.to_thread(work, *args, **kwargs)
-            except (StoreError, orjson.JSONDecodeError) as error:
-                raise AuditUnavailable("read", retry_after=timedelta(seconds=1)) from error
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._threads, partial(work, *args, **kwargs))
+        except (StoreError, orjson.JSONDecodeError) as error:
+            raise AuditUnavailable("read", retry_after=timedelta(seconds=1)) from error
 
     async def page(self, filters: Filters, cursor: str | None, limit: int) -> Page:
         """The page behind a cursor, or the first; `InvalidRequest` for a cursor not of these filters.

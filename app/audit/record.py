@@ -95,7 +95,7 @@ def decision(
     *,
     id: str,  # noqa: A002 - the field's name in the contract
     time: datetime,
-    request_id: str,
+    request_id: str | None,
     outcome: DecisionOutcome,
     tenant: str | None,
     key_id: str | None,

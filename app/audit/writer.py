@@ -135,6 +135,8 @@ class Trail:
                 result: _Result = await job.done
         except (TimeoutError, StoreError) as error:
             raise AuditUnavailable(retry_after=_RETRY_AFTER) from error
+        finally:
+            job.withdrawn = True
         return result
 
     @property

@@ -102,13 +102,14 @@ class Where:
     def pseudonyms(self, sources: Sequence[Source], filters: Filters) -> frozenset[str] | None:
         """The pseudonyms that the filter's subject stands for in these logs; None where it asks for nobody."""
         subject = filters.subject
-        if subject is None or is_pseudonym(subject):
-            return None if subject is None else frozenset([subject])
+        if subject is None:
+            return None
+        itself = frozenset([subject] if is_pseudonym(subject) else [])
         tenants = [filters.tenant] if filters.tenant else self.tenants
-        if not tenants:
+        if not tenants and not itself:
             raise click.UsageError("--subject with a person's id needs --tenant, whose person it is, or --config")
-        known = (Pseudonyms(each.keys).known([each.log], tenants, subject) for each in sources)
-        found: frozenset[str] = frozenset().union(*known)
+        known = (Pseudonyms(each.keys).known([each.log], tenants, subject) for each in sources if tenants)
+        found = itself.union(*known)
         if not found:
             raise click.UsageError(
                 f"--subject with a person's id needs the keys of pseudonyms; none are in {self.keys}"
@@ -124,6 +125,7 @@ def located(command: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(command)
     def run(*args: Any, config: Path | None, path: Path | None, url: str | None, key: str | None, **rest: Any) -> Any:
+        _check_text(click.get_current_context())
         try:
             return command(*args, where=_where(config, path, url, key), **rest)
         except StoreError as error:
@@ -139,6 +141,7 @@ def located_at_several(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(
         *args: Any, config: Path | None, path: Path | None, url: tuple[str, ...], key: str | None, **rest: Any
     ) -> Any:
+        _check_text(click.get_current_context())
         return command(*args, places=[_where(config, path, each, key) for each in url or [None]], **rest)
 
     several = click.option("--url", multiple=True, metavar="URL", help="Ask the gateway there; may be repeated.")
@@ -162,6 +165,17 @@ def parameters(filters: Filters) -> dict[str, str]:
     """The filters as parameters of the API."""
     asked = {"from": filters.since, "to": filters.until, "subject": filters.subject, **filters.equal()}
     return {name: value for name, value in asked.items() if value is not None}
+
+
+def _check_text(context: click.Context) -> None:
+    """Refuse text that is not UTF-8: neither a record nor a request can hold it. A path may be any bytes."""
+    for parameter in context.command.params:
+        value = context.params.get(parameter.name or "")
+        if isinstance(value, str) and not isinstance(parameter.type, click.Path):
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                raise click.BadParameter("this is no UTF-8 text", context, parameter) from None
 
 
 def _where(config: Path | None, path: Path | None, url: str | None, key: str | None) -> Where:

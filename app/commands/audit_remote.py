@@ -26,7 +26,11 @@ class Remote:
     def __init__(self, url: str, key: str) -> None:
         self._url = url.rstrip("/")
         timeout = httpx.Timeout(10.0, read=_PATIENCE)
-        self._client = httpx.Client(headers={"Authorization": f"Bearer {key}"}, timeout=timeout)
+        self._client = httpx.Client(
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=timeout,
+            trust_env=False,  # no proxy gets to see the key, nor whom it is about
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, TypeVar
+from urllib.parse import quote
 
 import click
 
@@ -127,7 +128,7 @@ class _Gateway:
         return answer
 
     def release(self, hold_id: str) -> Mapping[str, Any]:
-        answer: dict[str, Any] = self._remote.delete(f"/v1/audit/holds/{hold_id}")
+        answer: dict[str, Any] = self._remote.delete(f"/v1/audit/holds/{quote(hold_id, safe='')}")
         return answer
 
 

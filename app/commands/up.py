@@ -1,9 +1,11 @@
 """`tidegate up`: the local topology, gateway and workers, as supervised children in the foreground."""
 
 import asyncio
+import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
@@ -43,8 +45,21 @@ def command(config: Path, port: int | None, regional: bool, verbose: bool) -> No
     topology = plan(settings, config, port, environ, regional=regional)
     for wanted in topology.ports:
         listen(settings.gateway.host, wanted).close()
-    with _Terminal(topology, welcome(settings, Ground.lay(law, settings.regions), topology), verbose=verbose) as report:
+    greeting = welcome(settings, Ground.lay(law, settings.regions), topology)
+    with _alone(topology.logs), _Terminal(topology, greeting, verbose=verbose) as report:
         asyncio.run(_run(topology, report))
+
+
+@contextmanager
+def _alone(logs: Path) -> Iterator[None]:
+    """Keep a second `tidegate up` away from the children's logs, which it would begin anew under the first."""
+    logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (logs / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise click.ClickException(f"another `tidegate up` is running on {logs}; stop that one first") from None
+        yield
 
 
 async def _run(topology: Topology, report: "_Terminal") -> None:

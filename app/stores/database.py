@@ -20,6 +20,7 @@ class Database:
         self._what = what
         self._path = path
         self._readonly = readonly
+        self._patience = patience
         with self.named():
             self.connection = sqlite3.connect(
                 f"{path.absolute().as_uri()}?{_mode(path) if readonly else 'mode=rw'}",
@@ -72,7 +73,11 @@ class Database:
 
     def truncate(self) -> bool:
         """Empty the write-ahead log, which holds pages as they were; False where a reader is in the way."""
-        (busy, _, _) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        self.connection.execute("PRAGMA busy_timeout = 0")  # whoever reads may do so for minutes
+        try:
+            (busy, _, _) = self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        finally:
+            self.connection.execute(f"PRAGMA busy_timeout = {int(self._patience * 1000)}")
         return not busy
 
     @contextmanager

@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import NamedTuple
 
 from app.stores.base import Hold
 
@@ -11,6 +12,16 @@ _MATCHES = """
 AND (:since IS NULL OR time >= :since) AND (:until IS NULL OR time < :until)
 """
 """Whether a record is one that a hold keeps."""
+_LOOK_AHEAD = 10_000
+"""Records in which the completion of an old decision is looked for; where it is further off, both wait for it."""
+
+
+class _Old(NamedTuple):
+    seq: int
+    time: str
+    kind: str
+    id: str
+    decision: str | None
 
 
 def holds(db: sqlite3.Connection) -> list[Hold]:
@@ -31,9 +42,10 @@ def held(db: sqlite3.Connection, subject: str) -> list[str]:
 
 def last_of(db: sqlite3.Connection, floor: int) -> list[str]:
     """The pseudonyms that only records numbered up to `floor` have."""
+    # NOT INDEXED: the few records up to the floor, not every entry of the subjects' index.
     text = """
-        SELECT DISTINCT subject FROM records WHERE seq <= :floor AND subject IS NOT NULL
-        AND subject NOT IN (SELECT subject FROM records WHERE seq > :floor AND subject IS NOT NULL)
+        SELECT DISTINCT subject FROM records AS old NOT INDEXED WHERE seq <= :floor AND subject IS NOT NULL
+        AND NOT EXISTS (SELECT 1 FROM records WHERE subject = old.subject AND seq > :floor)
     """
     return [subject for (subject,) in db.execute(text, {"floor": floor})]
 
@@ -44,13 +56,13 @@ def expirable(db: sqlite3.Connection, before: str, limit: int) -> int:
         SELECT seq, time, kind, json_extract(record, '$.id'), json_extract(record, '$.decision_id')
         FROM records ORDER BY seq LIMIT ?
     """
-    rows: list[tuple[int, str, str, str, str | None]] = []
-    for row in db.execute(text, (limit,)):
-        if row[1] >= before:
+    rows: list[_Old] = []
+    for row in map(_Old._make, db.execute(text, (limit,))):
+        if row.time >= before:
             break
         rows.append(row)
-    if rows and (kept := _first_held(db, rows[-1][0])):
-        rows = [row for row in rows if row[0] < kept]
+    if rows and (kept := _first_held(db, rows[-1].seq)):
+        rows = [row for row in rows if row.seq < kept]
     return _last_complete(db, rows, before)
 
 
@@ -60,18 +72,25 @@ def _first_held(db: sqlite3.Connection, last: int) -> int | None:
     return min((seq for seq in found if seq is not None), default=None)
 
 
-def _last_complete(db: sqlite3.Connection, rows: Sequence[tuple[int, str, str, str, str | None]], before: str) -> int:
+def _last_complete(db: sqlite3.Connection, rows: Sequence[_Old], before: str) -> int:
     """The last of these that may go without its decision or completion being left behind."""
-    text = """
-        SELECT 1 FROM records
-        WHERE seq > ? AND time < ? AND kind = 'completion' AND json_extract(record, '$.decision_id') = ?
-    """
-    completed = {row[4] for row in rows}
+    completed = {row.decision for row in rows}
     cut = 0
-    for seq, _, kind, identity, _ in rows:
-        if kind == "decision" and identity not in completed:
-            found = db.execute(text, (rows[-1][0], before, identity)).fetchone()
-            if found is None:
-                break
-        cut = seq
+    for row in rows:
+        if row.kind == "decision" and row.id not in completed and not _completed(db, row, rows[-1].seq, before):
+            break
+        cut = row.seq
     return cut
+
+
+def _completed(db: sqlite3.Connection, decision: _Old, after: int, before: str) -> bool:
+    """Whether a decision has its completion among the next records, and that is old enough to go as well."""
+    if db.execute("SELECT 1 FROM pending WHERE decision = ?", (decision.id,)).fetchone():
+        return False
+    text = """
+        SELECT time < :before FROM (SELECT time, kind, record FROM records WHERE seq > :after ORDER BY seq LIMIT :most)
+        WHERE kind = 'completion' AND json_extract(record, '$.decision_id') = :decision
+    """
+    values = {"before": before, "after": after, "most": _LOOK_AHEAD, "decision": decision.id}
+    found = db.execute(text, values).fetchone()
+    return bool(found and found[0])

@@ -81,7 +81,7 @@ class SqliteAuditStore:
         self._db = self._file.connection
         try:
             with self._file.named():
-                self._lay(readonly=readonly)
+                self._lay(readonly=readonly, first=not must_exist)
         except BaseException:
             self.close()
             raise
@@ -266,14 +266,14 @@ class SqliteAuditStore:
     def close(self) -> None:
         self._file.close()
 
-    def _lay(self, *, readonly: bool) -> None:
+    def _lay(self, *, readonly: bool, first: bool) -> None:
         version = self._file.version
         if version not in (0, VERSION) or (readonly and version == 0):
             raise self._file.error(f"schema version {version} is not {VERSION}")
         if version == 0:
             self._db.executescript(_SCHEMA)
         self._file.watch()
-        if not readonly:
+        if first and not readonly:  # not where a log heals: that has to be quick, and the disk may be full
             with self._file.transaction():
                 self._rebuild(sys.maxsize)
 

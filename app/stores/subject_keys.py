@@ -36,6 +36,10 @@ _BATCH = 1000
 _REMEMBERED = 10_000
 
 
+class DamagedKey(StoreError):
+    """One subject's key does not unwrap; the others' do."""
+
+
 class _Wrapping:
     """A wrapping key: its id, by which a database names it, and what it does."""
 
@@ -198,7 +202,7 @@ class SubjectKeys:
     def _rewrap(self, db: Database, old: _Wrapping, new: _Wrapping) -> None:
         last = ""
         while rows := db.connection.execute(_NEXT_ROWS, (last, _BATCH)).fetchall():
-            fresh = [(new.wrap(each, self._unwrapped(db, old, each, wrapped)), each) for each, wrapped in rows]
+            fresh = [(new.wrap(each, self._unwrapped(old, each, wrapped)), each) for each, wrapped in rows]
             db.connection.executemany("UPDATE subjects SET wrapped = ? WHERE pseudonym = ?", fresh)
             last = rows[-1][0]
 
@@ -218,17 +222,15 @@ class SubjectKeys:
             if missing:
                 rows = self._db.connection.execute(_READ, (orjson.dumps(missing).decode(),)).fetchall()
                 for pseudonym, wrapped, key_id in rows:
-                    keys[pseudonym] = self._unwrapped(self._db, self._named_by(self._db, key_id), pseudonym, wrapped)
+                    keys[pseudonym] = self._unwrapped(self._named_by(self._db, key_id), pseudonym, wrapped)
                 self._remembered.update((each, keys[each]) for each in missing if each in keys)
         return keys
 
-    def _unwrapped(self, db: Database, wrapping: _Wrapping, pseudonym: str, wrapped: bytes) -> bytes:
+    def _unwrapped(self, wrapping: _Wrapping, pseudonym: str, wrapped: bytes) -> bytes:
         try:
             return wrapping.unwrap(pseudonym, wrapped)
         except (InvalidTag, ValueError, TypeError):
-            raise db.error(
-                f"the key of pseudonym {pseudonym[:12]}... is damaged; restore the file from a backup"
-            ) from None
+            raise DamagedKey(f"{_WHAT} {self._path}: a subject's key is damaged; restore the file") from None
 
     def _current(self, db: Database) -> _Wrapping:
         return self._named_by(db, self._key_id(db))

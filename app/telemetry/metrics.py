@@ -31,6 +31,9 @@ ENDPOINTS: Final = (
     "audit/records",
     "audit/checkpoint",
     "audit/verify",
+    "audit/erasures",
+    "audit/access",
+    "audit/holds",
 )
 STATUSES: Final = (*(str(status.value) for status in HTTPStatus), "499")
 """499 is a client that left before its answer began."""

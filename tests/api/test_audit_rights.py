@@ -194,6 +194,12 @@ async def test_access_tells_everything_and_is_itself_recorded(tmp_path):
         assert read["detail"]["filters"] == {"subject": True, "tenant": "demo"}
         assert read["detail"]["records"] == 4
         assert "anna" not in str(read)
+        answer = await gateway.client.post(
+            "/v1/audit/access", json={"subject": " bert\t"}, headers={"X-Request-Id": "about-BERT"}
+        )
+        assert json.loads(answer.text.splitlines()[0])["records"] == 2
+        newest = [each for each in await readings(gateway) if each["detail"]["path"] == "/v1/audit/access"][-1]
+        assert (newest["detail"]["records"], newest["request_id"]) == (2, None)
     assert where(pseudonym(tmp_path), tmp_path / "audit") == ["eu-west.db"]
     assert where(ANNA, tmp_path) == where(NAME, tmp_path) == []
 

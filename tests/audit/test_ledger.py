@@ -1,8 +1,13 @@
 """The ledger over real files: what it seals, what it signs, what it refuses to go on from."""
 
+import asyncio
 import itertools
+import signal
 import sqlite3
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import orjson
 import pytest
@@ -283,3 +288,95 @@ async def test_a_key_that_was_rotated_still_opens_what_it_signed(audit, pair, pl
             FileKeys(audit.key_directory).rotate(log)
     assert len(place.verifiers()) == 2
     assert [signed(note, place).size for note in notes] == [2, 4]
+
+
+@pytest.mark.parametrize(("ending", "what"), [("ed25519", "signing key is missing"), ("key", r"eu-west\.key: missing")])
+async def test_a_key_that_was_lost_is_not_made_anew_in_silence(audit, pair, ending, what):
+    first = Trail(audit, LOGS)
+    await first.start()
+    await first.append("eu-west", pair(subject=WHO), 10)
+    await first.close()
+    lost = (audit.key_directory / f"eu-west.{ending}").read_bytes()
+    (audit.key_directory / f"eu-west.{ending}").unlink()
+    again = Trail(audit, LOGS)
+    with capture_logs(), pytest.raises(TrailError, match=what):
+        await again.start()
+    (audit.key_directory / f"eu-west.{ending}").write_bytes(lost)
+    restored = Trail(audit, LOGS)
+    await restored.start()
+    await restored.close()
+
+
+async def test_a_damaged_key_costs_its_own_subject_alone(audit, pair, lines):
+    first = Trail(audit, LOGS)
+    await first.start()
+    await first.append("eu-west", pair(subject=WHO), 10)
+    await first.close()
+    db = sqlite3.connect(audit.key_directory / "eu-west.subjects.db")
+    assert db.execute("UPDATE subjects SET wrapped = zeroblob(length(wrapped))").rowcount == 1
+    db.commit()
+    db.close()
+    again = Trail(audit, LOGS)
+    await again.start()
+    told = await asyncio.gather(
+        *(again.append("eu-west", pair(subject=who), 10) for who in ("cd" * 32, WHO, None, "ef" * 32)),
+        return_exceptions=True,
+    )
+    assert [type(each).__name__ for each in told] == ["NoneType", "AuditUnavailable", "NoneType", "NoneType"]
+    assert again.trusted
+    await again.close()
+    assert [row.columns["subject"] for row in lines()][2::2] == ["cd" * 32, None, "ef" * 32]
+
+
+_ERASES_AND_DIES = """
+import asyncio, os, sys
+from datetime import UTC, datetime
+from pathlib import Path
+from app.audit import record
+from app.audit.log import new_id
+from app.audit.writer import Trail
+from app.config import AuditSettings
+
+async def main():
+    trail = Trail(AuditSettings(path=Path(sys.argv[1]), commit_deadline=10.0), ["eu-west", "gateway"])
+    await trail.start()
+    now = datetime.now(UTC)
+    event = record.event(kind="erasure", id=new_id(now), time=now, outcome="erased", detail={})
+    assert await trail.erase("eu-west", sys.argv[2], event) == 2
+    os.kill(os.getpid(), 9)
+
+asyncio.run(main())
+"""
+
+
+async def test_what_a_dying_process_had_still_to_overwrite_is_overwritten_at_the_next_start(audit, pair):
+    first = Trail(audit, LOGS)
+    await first.start()
+    await first.append("eu-west", pair(subject=WHO), 10)
+    await first.close()
+    reader = SqliteAuditStore(audit.path / "eu-west.db", readonly=True)
+    with reader.snapshot():  # keeps the write-ahead log from being emptied
+        assert reader.last_seq() == 2
+        ran = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-c", _ERASES_AND_DIES, str(audit.path), WHO],
+            cwd=Path(__file__).parents[2],
+            timeout=60,
+            check=False,
+        )
+    reader.close()
+    assert ran.returncode == -signal.SIGKILL
+
+    def traces():
+        files = [*audit.path.iterdir(), *audit.key_directory.iterdir()]
+        return [file.name for file in files if WHO.encode() in file.read_bytes()]
+
+    again = Trail(audit, LOGS)
+    await again.start()
+    for _ in range(100):
+        if not traces():
+            break
+        await asyncio.sleep(0.05)
+    found = traces()
+    await again.close()
+    assert found == []

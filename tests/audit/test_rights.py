@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -131,11 +131,14 @@ async def test_an_erased_person_is_in_no_byte_and_the_trail_still_proves(rights,
     assert [each for each in kept if not where(each, audit)] == []
     report = verify(audit.path, [Saved.read(note)])
     assert report.result == Result.INTACT, report.as_json()
+    erasures = set()
     for each in erasure["logs"]:
         told = rows(audit, each["log"])[-1]
         assert (told["id"], told["kind"], told["outcome"], told["subject"]) == (each["id"], "erasure", "erased", None)
         assert (told["tenant"], told["key_id"], told["request_id"]) == ("acme", "00000000", "officer-1")
+        erasures.add(told["detail"].pop("erasure"))
         assert told["detail"] == {"tenant": "demo", "records": each["records"]}
+    assert len(erasures) == 1  # one deed, told in several logs
 
 
 async def test_erased_records_answer_with_nulls(rights, audit, write):
@@ -197,14 +200,16 @@ async def test_a_dry_run_tells_and_does_nothing(rights, write, audit):
     assert (await disclosed(rights, ANNA))[0]["records"] == 2
 
 
-async def test_a_request_id_that_names_the_person_is_not_recorded(rights, trail, audit, write):
+@pytest.mark.parametrize("named", [ANNA, ANNA.upper()])
+@pytest.mark.parametrize("given", [ANNA, f" {ANNA}\t"])
+async def test_a_request_id_that_names_the_person_is_not_recorded(rights, trail, audit, write, given, named):
     await write(ANNA)
-    officer = Actor("acme", "00000000", f"erase-{ANNA}")
-    placed = await rights.hold("a note", officer, subject_id=ANNA)
+    officer = Actor("acme", "00000000", f"erase-{named}")
+    placed = await rights.hold("a note", officer, subject_id=given)
     await rights.release(placed.hold.id, OFFICER)
-    await rights.erase(ANNA, None, officer)
+    await rights.erase(given, None, officer)
     await trail.close()
-    assert where(ANNA, audit) == []
+    assert where(ANNA, audit) == where(named, audit) == []
     told = [each for each in rows(audit, "eu-west") if each["kind"] in {"hold", "erasure"}]
     assert [each["request_id"] for each in told] == [None, None, None]  # the release's is the person's, and forgotten
 
@@ -449,6 +454,45 @@ async def test_access_that_an_erasure_overtakes_breaks_off(rights, trail, audit,
 
 
 # --- what breaks off in the middle
+
+
+@contextmanager
+def locked(audit, log):
+    """Nobody else can write the log meanwhile."""
+    with closing(sqlite3.connect(audit.path / f"{log}.db", isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        yield
+        db.execute("ROLLBACK")
+
+
+async def test_a_hold_that_a_log_cannot_take_is_ended_in_the_others(audit, settings):
+    short = audit.model_copy(update={"commit_deadline": 1.5})
+    async with open_trail(short) as trail:
+        rights = Rights(trail, short, lambda: settings)
+        with locked(audit, "us-east"), pytest.raises(AuditUnavailable) as failed:
+            await rights.hold("a note", OFFICER)
+        assert await rights.holds() == []
+    told = [(each["detail"]["action"], each["detail"]["hold"]) for each in rows(audit, "eu-west")]
+    hold = failed.value.values["hold"]
+    assert failed.value.message_id == "audit_unavailable.hold"
+    assert told == [("placed", hold), ("released", hold)]
+    assert [rows(audit, log) for log in ("us-east", "gateway")] == [[], []]
+    intact(audit)
+
+
+async def test_an_erasure_that_came_too_late_tells_of_no_record(rights, trail, audit, settings, write):
+    await write(ANNA)
+    twice = [
+        asyncio.create_task(each.erase(ANNA, None, OFFICER))
+        for each in (rights, Rights(trail, audit, lambda: settings))
+    ]
+    with locked(audit, "eu-west"):
+        await asyncio.wait(twice, timeout=0.5)  # time for both to find the person, which only one can then erase
+    told = sorted([(await each).as_json() for each in twice], key=lambda each: each["known"])
+    (record,) = [each for each in rows(audit, "eu-west") if each["kind"] == "erasure"]
+    assert told[0] == {"known": False, "tenant": None, "records": 0, "logs": []}
+    assert told[1]["logs"] == [{"log": "eu-west", "records": 2, "id": record["id"]}]
+
 
 _ERASES = """
 import asyncio, os, signal, sys

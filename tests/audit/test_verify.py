@@ -15,9 +15,10 @@ from app.audit.check.verify import verify
 from app.audit.checkpoint import Checkpoint, cosigned, opened, sign
 from app.audit.keys import FileKeys
 from app.audit.place import Place
+from app.audit.rights.officer import Actor, event, hold_event
 from app.audit.tree import LogTree
 from app.config import AuditSettings
-from app.stores.base import StoreError
+from app.stores.base import Hold, StoreError
 from app.stores.sqlite import SqliteAuditStore
 from tests.audit import trails
 from tests.audit.trails import LOGS, TAMPERINGS, Damaged, pair
@@ -57,7 +58,8 @@ def test_what_was_written_is_intact(built):
         ("gateway", 600, 1, 600, 600),
         ("us-east", 601, 301, 901, 901),
     ]
-    assert all(not log.findings and log.open_decisions == 0 for log in report.logs)
+    assert not any(log.findings for log in report.logs)
+    assert [log.open_decisions for log in report.logs] == [0, 2, 2]
     assert of(report, "us-east").remarks == ("retention has deleted the records up to 300",)
     assert report.records == 1801
 
@@ -90,6 +92,10 @@ WITHOUT_A_CHECKPOINT = {
     trails.replace_the_keys: Result.TAMPERED,
     trails.truncate_the_file: Result.INCOMPLETE,
     trails.remove_the_log: Result.INCOMPLETE,
+    trails.drop_a_legal_hold: Result.TAMPERED,
+    trails.narrow_a_legal_hold: Result.TAMPERED,
+    trails.renew_a_released_hold: Result.TAMPERED,
+    trails.reopen_a_decision: Result.TAMPERED,
     trails.remove_the_checkpoint: Result.INCOMPLETE,
     trails.roll_the_checkpoint_back: Result.INCOMPLETE,
     trails.remove_the_newest_and_their_checkpoint: Result.INCOMPLETE,
@@ -298,6 +304,69 @@ def test_open_decisions_are_counted(tmp_path):
     asyncio.run(decide())
     report = of(verify(settings.path))
     assert (report.result, report.records, report.open_decisions) == (Result.INTACT, 4, 2)
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_holds_and_open_decisions_that_are_gone_are_named_with_their_records(copy, log):
+    file = damaged(copy, log)
+    file.run("DELETE FROM holds")
+    file.run("DELETE FROM pending")
+    placed = file.told_of("kind = 'hold' AND outcome = 'placed'")[1:]
+    waiting = file.told_of(
+        "kind = 'decision' AND json_extract(record, '$.id') NOT IN"
+        " (SELECT json_extract(record, '$.decision_id') FROM records WHERE kind = 'completion')"
+    )
+    findings = of(verify(copy), log).findings
+    assert len(waiting) == (0 if log == "eu-west" else 2)
+    assert [(each.seq, each.id) for each in findings] == [*placed, *waiting]
+    assert [each.what for each in findings] == [
+        "places legal hold hold-1, which no record releases, and which is not in force",
+        "places legal hold hold-2, which no record releases, and which is not in force",
+        *["has no completion, and is not among the decisions that wait for one"] * len(waiting),
+    ]
+
+
+@pytest.mark.parametrize(("log", "result"), [("eu-west", Result.TAMPERED), ("us-east", Result.INTACT)])
+def test_a_hold_that_no_record_places_is_told_where_retention_has_deleted_none(copy, log, result):
+    damaged(copy, log).run("INSERT INTO holds VALUES ('new', '2026', '', NULL, NULL, NULL, NULL)")
+    report = verify(copy)
+    assert report.result is result
+    expected = [(Result.TAMPERED, None, "legal hold new is in force, and no record places it")]
+    assert told(report, log) == (expected if result is Result.TAMPERED else [])
+
+
+def test_an_altered_record_makes_no_finding_about_holds_or_open_decisions(copy):
+    log = damaged(copy)
+    log.run("DELETE FROM holds")
+    log.run("DELETE FROM pending")
+    log.run("UPDATE records SET record = ? WHERE seq = 500", log.altered(500).decode())
+    assert told(verify(copy)) == [(Result.TAMPERED, 500, "is not what its leaf hash was made of")]
+
+
+@pytest.mark.parametrize("table", ["holds", "pending"])
+def test_tables_of_holds_and_open_decisions_that_cannot_be_read_are_told(copy, table):
+    damaged(copy).run(f"DROP TABLE {table}")
+    ((result, seq, what),) = told(verify(copy))
+    assert (result, seq) == (Result.INCOMPLETE, None)
+    assert what.startswith("the legal holds in force and the open decisions cannot be read: ")
+    assert what.endswith(f"no such table: {table}")
+
+
+async def test_a_hold_on_a_person_and_its_release_are_followed(tmp_path):
+    settings, draw = AuditSettings(path=tmp_path / "audit", commit_deadline=30.0), random.Random(1)
+    records = pair(0, trails.NOW, draw, "eu-west")
+    hold = Hold("person", record.timestamp(trails.NOW), "case 17", "demo", records[0]["subject"])
+    async with trails.opened(settings, "eu-west") as trail:
+        await trail.append("eu-west", records, 30)
+        await trail.hold("eu-west", hold, hold_event(hold, "placed", Actor(), hold.subject))
+    assert verify(settings.path).result is Result.INTACT
+    damaged(settings.path).run("UPDATE holds SET subject = ?", "0" * 64)
+    assert [seq for _, seq, _ in told(verify(settings.path))] == [3]
+    damaged(settings.path).run("UPDATE holds SET subject = ?", hold.subject)
+    async with trails.opened(settings, "eu-west") as trail:
+        assert await trail.release("eu-west", hold.id, hold_event(hold, "released", Actor(), hold.subject))
+        assert await trail.erase("eu-west", hold.subject, event("erasure", "erased", {"tenant": "demo"}, Actor())) == 4
+    assert verify(settings.path).result is Result.INTACT
 
 
 async def test_a_log_that_is_being_written_is_never_found_altered(tmp_path):

@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import os
 import re
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from app.config import Settings
 from app.stores.base import CacheStats
 from app.telemetry.metrics import Metrics
 from tests.audit.peers import Log, Peer, body
+from tests.audit.threads import replacing
 from tests.fleet.servers import cut_at_once, cut_in_the_body, hang, junk, reply, serving, until, unused_port
 
 LOGS = ("us-east", "eu-west", "gateway")
@@ -438,3 +440,23 @@ async def test_without_an_interval_or_peers_nothing_is_asked_or_written(tmp_path
     await Witness(desk.settings, LOGS, desk.metrics).run()
     assert peer.asked == []
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_cancelled_it_ends_once_its_files_are_written(desk, peer):
+    """Who witnesses after it writes the same files."""
+    async with desk.working():
+        await until(lambda: desk.size() == 5)
+    draft = desk.directory / "eu-west" / ".eu-west.note.new"
+    os.mkfifo(draft)  # whoever opens it to write waits for a reader
+    peer.logs["eu-west"].records.append("more")
+    task = asyncio.create_task(Witness(desk.settings, LOGS, desk.metrics).run())
+    try:
+        await until(lambda: replacing() == 1)
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
+        assert not task.done()
+    finally:
+        reader = os.open(draft, os.O_RDONLY | os.O_NONBLOCK)
+        await asyncio.wait([task])
+        os.close(reader)
+    assert task.cancelled()

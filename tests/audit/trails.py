@@ -15,9 +15,11 @@ import orjson
 
 from app.audit import record
 from app.audit.merkle import leaf_hash
+from app.audit.rights.officer import Actor, hold_event
 from app.audit.tree import EMPTY, Edge
 from app.audit.writer import Trail
 from app.config import AuditSettings
+from app.stores.base import Hold
 
 LOGS = ("eu-west", "us-east", "gateway")
 NOW = datetime.now(UTC)
@@ -69,7 +71,9 @@ async def _build(settings: AuditSettings, pairs: int) -> Built:
         await _append(trail, "us-east", 150, NOW - timedelta(days=500), draw)
     async with opened(settings) as trail:
         for log in LOGS:
-            await _append(trail, log, pairs * 2 // 3, NOW, draw)
+            await _place_holds(trail, log)
+            await _append(trail, log, pairs * 2 // 3 - 3, NOW, draw)
+            await _leave_open(trail, log, draw)
             earlier[log] = await trail.checkpoint(log)
             await _append(trail, log, pairs - pairs * 2 // 3, NOW + timedelta(minutes=1), draw)
             saved[log] = settings.path.parent / f"saved-{log}.note"
@@ -85,6 +89,21 @@ async def opened(settings: AuditSettings, *logs: str) -> Any:
         yield trail
     finally:
         await trail.close()
+
+
+async def _place_holds(trail: Trail, log: str) -> None:
+    """Three legal holds on nothing that retention would delete, of which one is released again: four records."""
+    for number in range(3):
+        hold = Hold(f"hold-{number}", record.timestamp(NOW), "case 17", "demo", None, record.timestamp(NOW), None)
+        await trail.hold(log, hold, hold_event(hold, "placed", Actor(), None))
+        if number == 0:
+            assert await trail.release(log, hold.id, hold_event(hold, "released", Actor(), None))
+
+
+async def _leave_open(trail: Trail, log: str, draw: random.Random) -> None:
+    """Two decisions that have no completion yet; in `eu-west`, where all is complete, one with its own."""
+    decisions = [pair(number, NOW + timedelta(seconds=30 + number), draw, log) for number in range(2)]
+    await trail.append(log, decisions[0] if log == "eu-west" else [one for one, _ in decisions], 30)
 
 
 async def _append(trail: Trail, log: str, pairs: int, begin: datetime, draw: random.Random) -> None:
@@ -149,6 +168,20 @@ class Damaged:
             db.execute("DELETE FROM records WHERE seq > ?", (self.last - count,))
             db.execute("DELETE FROM bundles WHERE bundle >= ?", ((self.last - count) // 256,))
             db.execute("DELETE FROM pending")
+            db.execute("""
+                INSERT INTO pending SELECT json_extract(record, '$.id'), seq FROM records
+                WHERE kind = 'decision' AND json_extract(record, '$.id') NOT IN
+                (SELECT json_extract(record, '$.decision_id') FROM records WHERE kind = 'completion')
+            """)
+            db.execute("""
+                DELETE FROM holds WHERE id NOT IN
+                (SELECT json_extract(record, '$.detail.hold') FROM records WHERE kind = 'hold')
+            """)
+
+    def told_of(self, text: str) -> list[tuple[int, str]]:
+        """Numbers and ids of the records that such an SQL condition picks."""
+        with self.sql() as db:
+            return db.execute(f"SELECT seq, json_extract(record, '$.id') FROM records WHERE {text}").fetchall()
 
     def flip(self, part: bytes) -> None:
         """One bit of the first place in the file where those bytes stand."""
@@ -381,6 +414,40 @@ def replace_the_keys(log: Damaged) -> Hit:
     return Hit(None)
 
 
+def drop_a_legal_hold(log: Damaged) -> Hit:
+    (identity,) = log.draw.sample(["hold-1", "hold-2"], 1)
+    log.run("DELETE FROM holds WHERE id = ?", identity)
+    return Hit(log.told_of(f"kind = 'hold' AND json_extract(record, '$.detail.hold') = '{identity}'")[0][0])
+
+
+def narrow_a_legal_hold(log: Damaged) -> Hit:
+    column = log.draw.choice(["tenant", "subject", "since", "until"])
+    log.run(f"UPDATE holds SET {column} = '1' WHERE id = 'hold-2'")
+    return Hit(log.told_of("kind = 'hold' AND json_extract(record, '$.detail.hold') = 'hold-2'")[0][0])
+
+
+def renew_a_released_hold(log: Damaged) -> Hit:
+    log.run("INSERT INTO holds VALUES ('hold-0', '2026-01-01', 'case 17', NULL, NULL, NULL, NULL)")
+    return Hit(log.told_of("kind = 'hold' AND outcome = 'released'")[0][0])
+
+
+def forget_an_open_decision(log: Damaged) -> Hit:
+    with log.sql() as db:
+        pending = db.execute("SELECT seq, decision FROM pending ORDER BY seq").fetchall()
+    if not pending:
+        return reopen_a_decision(log)
+    seq, identity = log.draw.choice(pending)
+    log.run("DELETE FROM pending WHERE decision = ?", identity)
+    return Hit(seq)
+
+
+def reopen_a_decision(log: Damaged) -> Hit:
+    text = "kind = 'decision' AND seq NOT IN (SELECT seq FROM pending)"
+    seq, identity = log.draw.choice(log.told_of(text))
+    log.run("INSERT INTO pending VALUES (?, ?)", identity, seq)
+    return Hit(seq)
+
+
 TAMPERINGS: tuple[Tampering, ...] = (
     flip_a_bit_of_a_record,
     alter_a_record,
@@ -411,4 +478,9 @@ TAMPERINGS: tuple[Tampering, ...] = (
     remove_the_log,
     remove_the_log_and_its_keys,
     replace_the_keys,
+    drop_a_legal_hold,
+    narrow_a_legal_hold,
+    renew_a_released_hold,
+    forget_an_open_decision,
+    reopen_a_decision,
 )

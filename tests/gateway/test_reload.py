@@ -206,6 +206,16 @@ async def test_a_file_that_is_gone_keeps_the_running_configuration(tmp_path: Pat
         await until_good(gateway)
 
 
+@pytest.mark.parametrize("name", ["\ud800", "\0"])
+async def test_a_glob_that_names_no_file_is_refused_and_the_next_one_taken(tmp_path: Path, name: str) -> None:
+    async with reloading(tmp_path) as gateway:
+        residency = settings(gateway)["residency"]
+        await noticed(gateway, lambda: write(gateway, residency={**residency, "rules": f"{name}/*.yaml"}), "refused")
+        [problem] = problems(gateway)
+        assert problem.startswith(f"{tmp_path / 'tidegate.yaml'}:1: residency.rules: {name + '/*.yaml'!r} holds a char")
+        await noticed(gateway, lambda: write(gateway, residency={**residency, "disabled": ["eu-us-dpf"]}))
+
+
 async def test_a_law_that_is_lost_stays_in_force_until_somebody_says_so(tmp_path: Path) -> None:
     async with reloading(tmp_path, residency={"unknown_subject": "US"}) as gateway:
         before = await in_force(gateway)

@@ -160,3 +160,20 @@ async def test_a_client_that_hangs_up_frees_the_region_and_is_recorded(tmp_path:
         assert [record["outcome"] for record in records] == ["permitted", "cancelled"]
         regions = (await gateway.client.get("/v1/regions")).json()["data"]
         assert regions[0]["in_flight"] == 0
+
+
+async def test_a_request_that_no_pseudonym_stands_for_leaves_no_name_in_what_its_caller_wrote(tmp_path: Path) -> None:
+    async with running(tmp_path) as gateway:
+        named = {"X_Subject_Id": "Zoe@example.org", "X_Request_Id": "order-of-zoe@example.org"}
+        refused = await gateway.embed(X_Data_Subject="RU", **named)
+        assert refused.status_code == 451
+        unknown = await gateway.embed(model="zoe@EXAMPLE.org", X_Data_Subject="DE", **named)
+        assert unknown.status_code == 404
+        served = await gateway.embed(X_Data_Subject="DE", **named)
+        assert served.status_code == 200
+        records = await gateway.records()
+        assert {record["request_id"] for record in records if record["log"] == "gateway"} == {None}
+        assert {record["model"] for record in records} == {None, "embed"}
+        assert {record["request_id"] for record in records if record["log"] == "eu-west"} == {named["X_Request_Id"]}
+    for file in (tmp_path / "audit").glob("gateway.db*"):
+        assert b"zoe@example.org" not in file.read_bytes().lower()

@@ -444,7 +444,7 @@ def test_a_row_for_another_subject_or_log_does_not_open(keys, directory):
     keys.obtain([ANNA, BERTA])
     text = wrapped(directory, ANNA)
     change(directory, "UPDATE subjects SET wrapped = ? WHERE pseudonym = ?", text, BERTA)
-    with pytest.raises(StoreError, match=r"eu-west\.subjects\.db: the key of pseudonym bbbbbbbbbbbb\.\.\. is damaged"):
+    with pytest.raises(StoreError, match=r"eu-west\.subjects\.db: a subject's key is damaged"):
         keys.get(BERTA)
     other = SubjectKeys(directory / "eu-west.subjects.db", directory / "eu-west.wrap", "us-east", readonly=True)
     with pytest.raises(StoreError, match="damaged"):

@@ -198,6 +198,9 @@ def test_sets_hold_what_the_gateway_sends() -> None:
         "/v1/audit/records/0/proof",
         "/v1/audit/checkpoint",
         "/v1/audit/verify",
+        "/v1/audit/erasures",
+        "/v1/audit/access",
+        "/v1/audit/holds/0123",
         "/v2/models/dynamic-moe/versions/1/infer",
     }
     assert {endpoint_of(path) for path in paths} == set(ENDPOINTS)

@@ -1,6 +1,6 @@
 """Verifies one audit log from its file, its public keys and the checkpoints of it that others have kept."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +9,11 @@ from typing import Any, Final
 from app.audit import checkpoint
 from app.audit.check.findings import MAX_FINDINGS, Finding, LogReport, Result
 from app.audit.check.saved import Saved
-from app.audit.check.scan import Expected, Progress, Scan, are_hashes, missing, other_than
+from app.audit.check.scan import Expected, Progress, Reach, Scan, are_hashes, missing, other_than, record_id
 from app.audit.checkpoint import Checkpoint, NoteError, VerifierKey
 from app.audit.place import Place
 from app.audit.tree import EMPTY, Edge, Gap, LogTree
-from app.stores.base import BUNDLE, Floor, StoreError
+from app.stores.base import BUNDLE, Floor, Hold, StoreError
 from app.stores.sqlite import SqliteAuditStore
 
 _LOWEST: Final = -(1 << 63)
@@ -125,6 +125,8 @@ class _Check:
         if end:
             raise end
         self._compare_ends(store, expected)
+        if not any(each.result is Result.TAMPERED for each in self._findings):
+            self._compare_tables(store, scan)
 
     def _admitted(self, saved: Iterable[Saved]) -> Iterator[Saved]:
         """Those of the saved checkpoints that are signed; they say what the log has to hold."""
@@ -199,6 +201,40 @@ class _Check:
         elif covered < last:
             self._found(Result.INCOMPLETE, f"is not covered by a checkpoint yet, nor any up to {last}", covered + 1)
 
+    def _compare_tables(self, store: SqliteAuditStore, scan: Scan) -> None:
+        """Whether what the log keeps of its legal holds and open decisions is what its records, all sound, say."""
+        try:
+            holds, kept = store.holds(), store.open_decisions()
+        except StoreError as error:
+            self._found(Result.INCOMPLETE, f"the legal holds in force and the open decisions cannot be read: {error}")
+            return
+        self._compare_holds(scan, {hold.id: hold for hold in holds})
+        pending = {row.seq: row for row in kept}
+        told = {seq: identity for identity, seq in scan.open_decisions.items()}
+        for seq in sorted(told.keys() ^ pending.keys()):
+            if seq in told:
+                what = "has no completion, and is not among the decisions that wait for one"
+                self._found(Result.TAMPERED, what, seq, told[seq])
+            else:
+                what = "is among the decisions that wait for a completion, and waits for none"
+                self._found(Result.TAMPERED, what, seq, record_id(pending[seq].canonical))
+
+    def _compare_holds(self, scan: Scan, holds: Mapping[str, Hold]) -> None:
+        for identity, event in scan.holds.items():
+            hold = holds.get(identity)
+            if event.reach is None and hold:
+                what = f"releases legal hold {identity}, which is still in force"
+            elif event.reach is not None and hold is None:
+                what = f"places legal hold {identity}, which no record releases, and which is not in force"
+            elif event.reach is not None and hold and _reach(hold) != event.reach:
+                what = f"places legal hold {identity}, which has another tenant, subject or time in force"
+            else:
+                continue
+            self._found(Result.TAMPERED, what, event.seq, event.id)
+        if self._floor == 0:  # elsewhere the record that placed it may have been deleted since
+            for identity in [each for each in holds if each not in scan.holds]:
+                self._found(Result.TAMPERED, f"legal hold {identity} is in force, and no record places it")
+
     def _unreadable(self, error: StoreError) -> None:
         seq = self._scan.next if self._scan else self._floor + 1
         why = error if self._files.place.file.exists() else "the file is gone"
@@ -214,3 +250,7 @@ class _Check:
             self._findings.append(Finding(result, what, seq, record_id))
         else:
             self._untold += 1
+
+
+def _reach(hold: Hold) -> Reach:
+    return hold.tenant, hold.subject, hold.since, hold.until

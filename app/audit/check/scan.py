@@ -1,6 +1,6 @@
 """Reads a log's records in order and holds each against its place, its index, its hash and the tree that is signed.
 
-It streams: nothing grows with the log but the ids of decisions that have no completion yet.
+It streams: nothing grows with the log but the decisions that have no completion yet, and the legal holds.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -38,6 +38,19 @@ class Expected:
     source: str
 
 
+Reach = tuple[str | None, ...]
+"""What a legal hold keeps: tenant, pseudonym, since and until."""
+
+
+@dataclass(frozen=True, slots=True)
+class HoldEvent:
+    """The newest record of one legal hold, its number and id; `reach` is None where that has released it."""
+
+    seq: int
+    id: str
+    reach: Reach | None
+
+
 class Scan:
     """Reads one log once, from the record numbered `begin` on.
 
@@ -57,7 +70,10 @@ class Scan:
         self.records = 0
         self.next = begin
         """The number that the next record should have; where reading breaks off, the first that cannot be read."""
-        self.open_decisions: set[str] = set()
+        self.open_decisions: dict[str, int] = {}
+        """The decisions without a completion, by id, each with its number."""
+        self.holds: dict[str, HoldEvent] = {}
+        """The legal holds that the records tell of, by id."""
         self._log = log
         self._store = store
         self._tree = tree
@@ -102,9 +118,20 @@ class Scan:
         self.next = row.seq + 1
         match fields.get("kind"):
             case "decision":
-                self.open_decisions.add(str(fields.get("id")))
+                self.open_decisions[str(fields.get("id"))] = row.seq
             case "completion":
-                self.open_decisions.discard(str(fields.get("decision_id")))
+                self.open_decisions.pop(str(fields.get("decision_id")), None)
+            case "hold":
+                self._follow(row, fields)
+
+    def _follow(self, row: StoredRow, fields: Mapping[str, Any]) -> None:
+        """Note what the record of a legal hold says; the pseudonym, which it seals, stands beside it."""
+        identity = _cut(fields.get("id"))
+        match fields.get("detail"):
+            case {"action": "placed", "hold": str(hold), "tenant": tenant, "from": since, "to": until}:
+                self.holds[hold] = HoldEvent(row.seq, identity, (tenant, row.columns["subject"], since, until))
+            case {"action": "released", "hold": str(hold)}:
+                self.holds[hold] = HoldEvent(row.seq, identity, None)
 
     def _skip_to(self, seq: int) -> None:
         """Go on behind a gap; the kept roots stand in for the bundles that it has broken."""
@@ -185,6 +212,11 @@ def _fault(row: StoredRow, log: str, fields: Mapping[str, Any]) -> str | None:
     if other := [name for name in names if row.columns[name] != fields.get(name)]:
         return f"is found by another {', '.join(other)} than it has"
     return None
+
+
+def record_id(stored: bytes) -> str:
+    """The id that a record has."""
+    return _cut(_fields(stored).get("id"))
 
 
 def missing(first: int, last: int) -> str:

@@ -171,7 +171,7 @@ def _metrics(facts: Facts) -> Section:
         rows=tuple((request, point, recorded, *[None] * 4) for request, point, recorded in known),
         notes=(
             "Owed by a business that handles the data of 10,000,000 or more consumers in a calendar year, by July 1.",
-            "Recorded here, under any law: (A) erasures, one for each log; (C) reports of all records of one person.",
+            "Recorded here, under any law: (A) erasures that found records; (C) reports of all records of one person.",
             "(D) inference requests in which an opt-out preference signal (GPC) kept data from a third party.",
             "What else consumers asked for, and when, the trail does not know.",
         ),

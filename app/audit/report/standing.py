@@ -10,7 +10,13 @@ _MEASURES: Final = (
         "pseudonymisation",
         "A person's id is recorded only as HMAC-SHA256 of tenant and id, under a key of each region's own.",
     ),
-    ("encryption", "That pseudonym, the request's id and its trace are sealed in the audit trail with AES-256-GCM."),
+    (
+        "encryption",
+        (
+            "In records that name a person, that pseudonym, the request's id and its trace are sealed with AES-256-GCM;"
+            " the columns to search by hold the first two beside the record until an erasure empties them."
+        ),
+    ),
     (
         "erasure",
         "Each person's records have a key of their own, kept encrypted: once it is destroyed, nothing opens them.",

@@ -17,6 +17,8 @@ from app.types import Reason
 
 AFTERMATH: Final = timedelta(days=1)
 """The longest deadline that a caller may set."""
+_ACCESS: Final = ("/v1/audit/access", "access")
+"""The endpoint and the command that tell everything about one person."""
 MANY: Final = 10_000
 """Lines of one table, and requests under way at once, that are told apart; more of them are counted together."""
 OTHER: Final = "(other)"
@@ -143,6 +145,7 @@ class _Count:
         self._oldest: dict[str, int] = {}
         self._counts: dict[str, Counts] = {name: Counter() for name in _COUNTED}
         self._records = self._elsewhere = self._erased = self._deleted = 0
+        self._deeds: set[tuple[str, ...]] = set()
 
     def take(self, record: Mapping[str, Any]) -> None:
         when, kind = record["time"], record["kind"]
@@ -236,6 +239,14 @@ class _Count:
         at_home = any(law.group(place, day) for place in (region.country, region.subdivision or region.country))
         return "inside" if at_home else "outside"
 
+    def _is_first(self, deed: tuple[str, ...]) -> bool:
+        """Whether this is the first of the records that several logs have of one deed."""
+        if deed in self._deeds:
+            return False
+        if len(self._deeds) < MANY:
+            self._deeds.add(deed)
+        return True
+
     def _unended(self, under_way: _Open) -> None:
         for law in under_way.laws:
             self._add("open", (law.id,))
@@ -245,11 +256,15 @@ class _Count:
         whose = detail.get("tenant", record["tenant"])  # of the persons; else of the key, none for what concerns all
         if self._tenant not in (None, whose) and (whose is not None or kind == "read"):
             return
-        self._add("events", (kind, record["outcome"] or ""))
-        self._add("days", (kind, record["time"][:10]))
         if kind == "erasure":
             self._erased += detail.get("records", 0)
-        elif kind == "retention":
+        read = detail.get("path") or detail.get("command")
+        outcome = "access" if read in _ACCESS and record["outcome"] == "served" else record["outcome"]
+        deed = detail.get("erasure") or detail.get("hold")
+        if deed is None or self._is_first((kind, outcome, deed)):
+            self._add("events", (kind, outcome or ""))
+            self._add("days", (kind, record["time"][:10]))
+        if kind == "retention":
             self._deleted += detail.get("records", 0)
 
 

@@ -20,14 +20,20 @@ class Actor:
     request_id: str | None = None
 
     def silent_about(self, subject_id: str | None) -> "Actor":
-        """The same without a request id that holds the person's id: what stands in a record cannot be taken back."""
-        named = subject_id and self.request_id and subject_id in self.request_id
+        """The same without a request id that holds the person's id, in whatever case.
+
+        What stands in a record cannot be taken back. White space around the id is not part of it.
+        """
+        named = subject_id and self.request_id and subject_id.strip().casefold() in self.request_id.casefold()
         return replace(self, request_id=None) if named else self
 
 
 @dataclass(frozen=True, slots=True)
 class Erasure:
-    """What was erased of a person by log: records, and the id of the record that tells of it (None in a dry run)."""
+    """What was erased of a person by log: records, and the id of the record that tells of it (None in a dry run).
+
+    A log that had lost the person by the time it was asked is not among them.
+    """
 
     tenant: str | None
     logs: tuple[tuple[str, int, str | None], ...]

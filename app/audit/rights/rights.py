@@ -5,8 +5,9 @@ breaks off in the middle is finished by doing it again.
 """
 
 import asyncio
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
@@ -58,8 +59,10 @@ class Rights:
                 raise _held(person.holds)
             if dry_run:
                 return Erasure(person.tenant, tuple((trace.log, trace.records, None) for trace in person.traces))
-            erased = [await self._erase(trace, person.tenant, by) for trace in person.traces]
-        return Erasure(person.tenant, tuple(erased))
+            erasure = uuid.uuid4().hex
+            tried = [await self._erase(trace, erasure, person.tenant, by) for trace in person.traces]
+        erased = tuple(each for each in tried if each)
+        return Erasure(person.tenant if erased else None, erased)
 
     async def access(self, subject_id: str, tenant: str | None) -> Access:
         """Everything about one person. That it was read is for the caller to record, before any of it leaves.
@@ -92,7 +95,8 @@ class Rights:
         """Place a legal hold in every log; one on a person only in those that know them.
 
         So no log comes to hold a pseudonym whose person's data never entered it. Raises `InvalidRequest` as `erase`
-        does, and `NotFound` for a person whom no log knows: such a hold would keep nothing.
+        does, `NotFound` for a person whom no log knows: such a hold would keep nothing; and `AuditUnavailable`, which
+        names the hold, where a log could not be changed: the hold is then ended again wherever that can be.
         """
         async with self._changing:
             logs: list[tuple[str, str | None]] = [(log, None) for log in self._trail.logs]
@@ -106,10 +110,7 @@ class Rights:
                 await self._check_tenant(tenant)
             now = datetime.now(UTC)
             hold = Hold(new_id(now), record.timestamp(now), note, tenant, None, since, until)
-            for log, subject in logs:
-                placed = hold_event(hold, "placed", by.silent_about(subject_id), subject)
-                with _changes():
-                    await self._trail.hold(log, replace(hold, subject=subject), placed)
+            await self._place(hold, logs, by.silent_about(subject_id))
         return PlacedHold(hold, tuple(logs))
 
     async def holds(self) -> list[PlacedHold]:
@@ -131,13 +132,29 @@ class Rights:
                     await self._trail.release(log, hold_id, hold_event(found.hold, "released", by, subject))
         return found
 
-    async def _erase(self, trace: Trace, tenant: str | None, by: Actor) -> tuple[str, int, str | None]:
-        erased = event("erasure", "erased", {"tenant": tenant}, by)
+    async def _place(self, hold: Hold, logs: Sequence[tuple[str, str | None]], by: Actor) -> None:
+        for number, (log, subject) in enumerate(logs, 1):
+            try:
+                await self._trail.hold(log, replace(hold, subject=subject), hold_event(hold, "placed", by, subject))
+            except AuditUnavailable as error:
+                for begun, name in logs[:number]:  # the one that failed as well: it may have landed there
+                    with suppress(AuditUnavailable):
+                        await self._trail.release(begun, hold.id, hold_event(hold, "released", by, name))
+                raise AuditUnavailable("hold", hold=hold.id, retry_after=_RETRY_AFTER) from error
+
+    async def _erase(self, trace: Trace, erasure: str, tenant: str | None, by: Actor) -> tuple[str, int, str] | None:
+        """What a log has erased, with its record's id; None where it no longer knew the person, and recorded nothing.
+
+        Retention deletes at any time, and so may have been first.
+        """
+        erased = event("erasure", "erased", {"erasure": erasure, "tenant": tenant}, by)
         with _changes():
             try:
                 records = await self._trail.erase(trace.log, trace.subject, erased)
             except Held as error:
                 raise _held(error.holds) from error
+        if not records and not await _reading(self._has, trace.log, erased):
+            return None
         return trace.log, records, erased["id"]
 
     async def _find(self, subject_id: str, tenant: str | None) -> Person:
@@ -163,6 +180,10 @@ class Rights:
                 if store.page(AuditQuery(store.last_seq(), 1, equal={"tenant": tenant})):
                     return True
         return False
+
+    def _has(self, log: str, event: Record) -> bool:
+        with closing(self._store(log)) as store:
+            return store.find(event["time"], event["id"]) is not None
 
     def _holds(self) -> list[tuple[str, Hold]]:
         found: list[tuple[str, Hold]] = []

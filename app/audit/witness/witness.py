@@ -14,12 +14,12 @@ import asyncio
 import random
 import ssl
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from itertools import chain
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import httpx
 import structlog
@@ -45,6 +45,8 @@ _JITTER: Final = 0.1
 _CONTRADICTS: Final = "a peer's audit log contradicts what was witnessed"
 _NOT_KEPT: Final = "cannot keep what is witnessed of an audit log"
 _BUSY: Final = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS})
+
+_T = TypeVar("_T")
 
 log = structlog.get_logger("tidegate.witness")
 
@@ -123,7 +125,7 @@ class Witness:
         own = _Subject(self._settings.gateway.region or EDGE, WITNESS, "")
         while True:
             try:
-                return await asyncio.to_thread(Notebook, self._settings.audit, own.peer)
+                return await _to_the_end(asyncio.to_thread(Notebook, self._settings.audit, own.peer))
             except StoreError as error:
                 _say(log.error, _NOT_KEPT, own, error)
             await asyncio.sleep(pause)
@@ -163,7 +165,8 @@ class _Visit:
             except Conflict as conflict:
                 self.observer.conflicted(subject.peer, subject.log)
                 self._tell(subject, conflict)
-                await asyncio.to_thread(self.notebook.keep_conflict, subject.peer, subject.log, conflict.note)
+                kept = asyncio.to_thread(self.notebook.keep_conflict, subject.peer, subject.log, conflict.note)
+                await _to_the_end(kept)
                 return
             self.observer.witnessed(subject.peer, subject.log, time.time())
             if _CONTRADICTS in subject.told:
@@ -183,7 +186,8 @@ class _Visit:
             log.warning("a peer's audit log has another key", peer=subject.peer, log=subject.log, verifier=key.line())
         if last is None or new != last.checkpoint or key not in pinned:
             seconds = int(time.time())
-            await asyncio.to_thread(self.notebook.keep, subject.peer, subject.log, extension.note, key, seconds)
+            kept = asyncio.to_thread(self.notebook.keep, subject.peer, subject.log, extension.note, key, seconds)
+            await _to_the_end(kept)
 
     def _tell(self, subject: _Subject, conflict: Conflict) -> None:
         files = {
@@ -217,6 +221,15 @@ class _Visit:
             return _Answer(response.status_code, body.decode(), response.headers.get(KEYS_HEADER, ""))
         except UnicodeDecodeError as error:
             raise NoteError("it is no text") from error
+
+
+async def _to_the_end(writing: Coroutine[Any, Any, _T]) -> _T:
+    """Wait for a thread that writes, where this is cancelled as well: who comes next writes the same files."""
+    task = asyncio.create_task(writing)
+    try:
+        return await asyncio.shield(task)
+    finally:
+        await asyncio.gather(task, return_exceptions=True)
 
 
 def _good(answer: _Answer) -> str:
