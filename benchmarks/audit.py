@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/audit.py [--records 6000] [--rounds 5] [--directory DIR]
 
 All three get the same records (a decision and its completion in turn, as a request writes them) from the same number of
-concurrent writers, each of which appends its next record when its last one is durable:
+concurrent writers, each of which appends its next record, made beforehand, when its last one is durable:
 
 - `trail`: what the gateway does: groups share a commit (SQLite, WAL, synchronous=FULL, with its indexes), and every
   record is hashed into the Merkle tree, which is signed every second. `sealed` is the same with a subject in every
@@ -16,6 +16,7 @@ The ways take turns in every round; the figures are medians of the rounds, and t
 
 import argparse
 import asyncio
+import itertools
 import os
 import shutil
 import sqlite3
@@ -80,16 +81,16 @@ def records(subject: str | None) -> Iterator[Record]:
 async def drive(append: Append, writers: int, total: int, subject: str | None = None) -> Figures:
     waits: list[float] = []
 
-    async def write() -> None:
-        source = records(subject)
-        for _ in range(max(1, total // writers // 2) * 2):
-            record = next(source)
+    async def write(own: list[Record]) -> None:
+        for record in own:
             started = time.perf_counter()
             await append(record)
             waits.append(time.perf_counter() - started)
 
+    each = max(1, total // writers // 2) * 2
+    ready = [list(itertools.islice(records(subject), each)) for _ in range(writers)]
     started = time.perf_counter()
-    await asyncio.gather(*(write() for _ in range(writers)))
+    await asyncio.gather(*map(write, ready))
     seconds = time.perf_counter() - started
     waits.sort()
     return Figures(len(waits) / seconds, waits[len(waits) // 2] * 1000, waits[int(len(waits) * 0.99)] * 1000)

@@ -91,7 +91,7 @@ class Topology:
 
     def complaints(self) -> list[dict[str, Any]]:
         """What any process has logged as an error, or without being asked to: warnings of Python, tracebacks."""
-        entries = [entry for log in sorted(self._log.iterdir()) for entry in self.logged(log.stem)]
+        entries = [entry for log in sorted(self._log.glob("*.log")) for entry in self.logged(log.stem)]
         return [entry for entry in entries if "line" in entry or entry["level"] in ("error", "critical")]
 
     def processes(self) -> dict[int, str]:

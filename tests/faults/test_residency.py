@@ -10,7 +10,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -185,16 +185,17 @@ async def test_no_request_strays(tmp_path: Path) -> None:
             file = tmp_path / standing / "tidegate.yaml"
             file.write_text(json.dumps(configuration(edge.upstreams, changes)))
             gateways.append(await stack.enter_async_context(gateway(tmp_path / standing, file)))
-        over = asyncio.Event()
-        weather = asyncio.create_task(storm(edge.upstreams, over, draw))
         make, statuses = requests(draw), Counter[int]()
-        queue = iter(range(REQUESTS))
 
-        async def client() -> None:
-            for number in queue:
+        async def client(numbers: Iterator[int]) -> None:
+            for number in numbers:
                 statuses[await send(gateways[number % 4 % 3], *make(number))] += 1
 
-        await asyncio.gather(*(client() for _ in range(CLIENTS)))
+        calm, rest = iter(range(REQUESTS // 10)), iter(range(REQUESTS // 10, REQUESTS))
+        await asyncio.gather(*(client(calm) for _ in range(CLIENTS)))  # so that every region has been reached once
+        over = asyncio.Event()
+        weather = asyncio.create_task(storm(edge.upstreams, over, draw))
+        await asyncio.gather(*(client(rest) for _ in range(CLIENTS)))
         over.set()
         seen = await weather
         posts = {name: len(upstream.posts) for name, upstream in edge.upstreams.items()}

@@ -13,6 +13,7 @@ from unittest.mock import ANY
 import pytest
 
 from app.audit.checkpoint import Checkpoint, VerifierKey, cosigned_at
+from app.audit.keys import FileKeys
 from tests.fleet.servers import until, unused_port
 from tests.running import HASH, REGIONS, TIDEGATE, Running, gateway
 
@@ -191,7 +192,7 @@ async def test_a_new_signing_key_is_followed(sites):
     await until(lambda: us.witnessed("eu-west") == 4)
     await eu.stop()
     pinned = (us.audit / "witness" / "eu-west" / "eu-west.pub").read_text()
-    (eu.keys / "eu-west.ed25519").unlink()  # a gateway that finds none makes one
+    FileKeys(eu.keys).rotate("eu-west")
     await eu.start()
     await eu.record(1)
     await until(lambda: us.witnessed("eu-west") == 6)
