@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.audit.log import new_id
-from app.audit.pseudonym import Pseudonyms
+from app.audit.pseudonym import Pseudonyms, holds_id
 from app.audit.record import CompletionOutcome, Record, completion, decision
 from app.audit.writer import Trail
 from app.config import RESERVED_LOG
@@ -198,8 +198,8 @@ async def to_the_end(writing: Coroutine[Any, Any, None]) -> None:
 
 def _silent(exchange: Exchange, text: str | None) -> str | None:
     """A text of the caller's, unless it holds the person's id: what stands in a record cannot be taken back."""
-    ids = (each.strip().casefold() for each in exchange.head.headers.getlist("x-subject-id"))
-    return None if text and any(one and one in text.casefold() for one in ids) else text
+    ids = exchange.head.headers.getlist("x-subject-id")
+    return None if any(holds_id(text, each) for each in ids) else text
 
 
 def _microseconds(seconds: float) -> int:

@@ -259,31 +259,30 @@ class LogWriter:
     ) -> None:
         def tell() -> None:
             for item in items:
-                if item.done.done():
-                    continue
-                if error is None:
-                    item.done.set_result(None)
-                else:
-                    item.done.set_exception(error)
+                _end(item.done, None, error)
             if commit:
                 self._observe(self.name, *commit)
 
-        with suppress(RuntimeError):  # the loop has closed: nobody waits any more
-            self._loop.call_soon_threadsafe(tell)
+        self._on_loop(tell)
 
     def _answer(self, job: Job, result: Any, error: Exception | None) -> None:
-        def tell() -> None:
-            if job.done.done():
-                return
-            if error is None:
-                job.done.set_result(result)
-            else:
-                job.done.set_exception(error)
+        self._on_loop(lambda: _end(job.done, result, error))
 
-        with suppress(RuntimeError):  # as above
+    def _on_loop(self, tell: Callable[[], None]) -> None:
+        with suppress(RuntimeError):  # the loop has closed: nobody waits any more
             self._loop.call_soon_threadsafe(tell)
 
     def _opened(self) -> Ledger:
         if self._ledger is None:
             raise StoreError(f"audit log {self._place.file}: not open")
         return self._ledger
+
+
+def _end(done: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
+    """Tell whoever still waits."""
+    if done.done():
+        return
+    if error is None:
+        done.set_result(result)
+    else:
+        done.set_exception(error)

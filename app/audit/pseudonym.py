@@ -18,6 +18,12 @@ def is_pseudonym(value: str) -> bool:
     return bool(_PSEUDONYM.match(value))
 
 
+def holds_id(text: str | None, subject_id: str) -> bool:
+    """Whether a text holds a person's id, in whatever case; white space around the id is not part of it."""
+    wanted = subject_id.strip().casefold()
+    return bool(text and wanted and wanted in text.casefold())
+
+
 class Pseudonyms:
     """Makes pseudonyms; a log's key is read, or made, when it is first needed."""
 

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from app.audit.check.findings import Result
 from app.audit.check.verify import verify
 from app.audit.writer import Trail
+from tests.mounts import run_mounted
 
 POINTS = int(os.environ.get("FAULT_POINTS", "10"))
 """How many processes are killed in the middle of a write; `make faults` kills 200."""
@@ -199,18 +200,7 @@ def test_a_disk_without_room_refuses_loses_nothing_and_heals(tmp_path):
     """ENOSPC for real: a small file system of its own, which only this process tree sees."""
     disk = tmp_path / "disk"
     disk.mkdir()
-    mount = f'mount -t tmpfs -o size=3m tmpfs {disk} && exec {sys.executable} -c "$CODE" {disk}/audit 0'
-    ran = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", mount],
-        cwd=ROOT,
-        env={**os.environ, "CODE": _ON_A_SMALL_DISK},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    if "unshare" in ran.stderr or "mount:" in ran.stderr:
-        pytest.skip(f"only root may mount a file system: {ran.stderr.strip()}")
+    ran = run_mounted(f"mount -t tmpfs -o size=3m tmpfs {disk}", _ON_A_SMALL_DISK, f"{disk}/audit", "0")
     assert ran.returncode == 0, ran.stderr
     said = ran.stdout.split("\n")
     acknowledged = {line for line in said if line.startswith("d0-")}

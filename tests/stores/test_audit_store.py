@@ -1,13 +1,9 @@
 """What every audit store must do, against the real SQLite file."""
 
 import dataclasses
-import os
 import random
 import sqlite3
 import stat
-import subprocess
-import sys
-from pathlib import Path
 
 import orjson
 import pytest
@@ -16,6 +12,7 @@ from app.audit import record
 from app.audit.merkle import leaf_hash
 from app.stores.base import BUNDLE, AuditEntry, AuditQuery, Erase, Floor, Hold, Release, StoreError
 from app.stores.sqlite import COLUMNS, SqliteAuditStore
+from tests.mounts import run_mounted
 
 
 def text_time(second):
@@ -283,20 +280,7 @@ from pathlib import Path
 from app.stores.sqlite import SqliteAuditStore
 print(SqliteAuditStore(Path({str(path)!r}), readonly=True).last_seq())
 """
-    mount = (
-        f'mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path} && exec {sys.executable} -c "$CODE"'
-    )
-    ran = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", mount],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "CODE": code},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    if "unshare" in ran.stderr or "mount:" in ran.stderr:
-        pytest.skip(f"only root may mount a file system: {ran.stderr.strip()}")
+    ran = run_mounted(f"mount --bind {tmp_path} {tmp_path} && mount -o remount,bind,ro {tmp_path}", code)
     assert (ran.stdout, ran.stderr) == ("1\n", "")
 
 

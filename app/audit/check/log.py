@@ -54,9 +54,10 @@ class LogFiles:
         """
         if not isinstance(note, str):
             raise NoteError("it is no text")
-        text = checkpoint.opened(note, self.keys) if self.keys else note.rpartition("\n\n")[0] + "\n"
-        found = Checkpoint.parse(text)
-        if self.keys and found.origin != origin:
+        if not self.keys:
+            return checkpoint.claimed(note)
+        found = Checkpoint.parse(checkpoint.opened(note, self.keys))
+        if found.origin != origin:
             raise NoteError(f"it is one of {found.origin}")
         return found
 

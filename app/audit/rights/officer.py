@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from app.audit import record
 from app.audit.log import new_id
+from app.audit.pseudonym import holds_id
 from app.audit.record import Record
 from app.stores.base import Hold
 
@@ -20,12 +21,8 @@ class Actor:
     request_id: str | None = None
 
     def silent_about(self, subject_id: str | None) -> "Actor":
-        """The same without a request id that holds the person's id, in whatever case.
-
-        What stands in a record cannot be taken back. White space around the id is not part of it.
-        """
-        named = subject_id and self.request_id and subject_id.strip().casefold() in self.request_id.casefold()
-        return replace(self, request_id=None) if named else self
+        """The same without a request id that holds the person's id: what stands in a record cannot be taken back."""
+        return replace(self, request_id=None) if subject_id and holds_id(self.request_id, subject_id) else self
 
 
 @dataclass(frozen=True, slots=True)
