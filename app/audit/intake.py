@@ -13,8 +13,6 @@ from app.audit.record import Record
 
 GROUP = 128
 """Records after which a group is committed without waiting for more."""
-WINDOW = 0.002
-"""Seconds that a group waits for those who were in the last one, in the hope of sharing a commit again."""
 JOBS = 64
 """Other things to do with a log that may wait."""
 QUEUE = 4096
@@ -32,6 +30,11 @@ class Waiting:
     withdrawn: bool = False
     """The appender has gone with an error: what has not been written must not be."""
     landed: bool = False
+
+    def give_up(self) -> None:
+        """Its time is up."""
+        if not self.done.done():
+            self.done.set_exception(TimeoutError())
 
     def decisions(self) -> set[str]:
         return {each["id"] for each in self.records if each["kind"] == "decision"}
@@ -64,7 +67,6 @@ class Intake:
         self._owed: dict[str, bool] = {}
         self._trusted = False
         self._closing = False
-        self._last_group = 1
 
     def offer(self, item: Waiting) -> bool:
         """Take records in, unless the queue is full, the log not to be trusted, or the end near."""
@@ -74,7 +76,7 @@ class Intake:
                 return False
             self._queue.append(item)
             self._queued += len(item.records)
-            if len(self._queue) == 1 or self._queued >= self._last_group:
+            if len(self._queue) == 1:
                 self._ready.notify()
             return True
 
@@ -167,20 +169,10 @@ class Intake:
                 if (left := until - time.monotonic()) <= 0:
                     return []
                 self._ready.wait(left)
-            self._linger()
             group: list[Waiting] = []
             size = 0
             while self._queue and (not group or size + len(self._queue[0].records) <= GROUP):
                 group.append(self._queue.popleft())
                 size += len(group[-1].records)
             self._queued -= size
-            self._last_group = max(size, 1)
             return group
-
-    def _linger(self) -> None:
-        """Wait for as many as came last time: one caller alone never waits, a crowd shares its commits."""
-        end = time.monotonic() + WINDOW
-        while self._queue and self._queued < min(self._last_group, GROUP) and not self._closing:
-            if (left := end - time.monotonic()) <= 0:
-                return
-            self._ready.wait(left)

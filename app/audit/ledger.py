@@ -51,7 +51,7 @@ class Ledger:
         self._subjects = _subjects(keys, place.log)
         self._scrub_due = True  # a process that died may have left something to overwrite
         try:
-            self.pending = {each["id"]: each for each in map(self._opened, store.open_decisions())}
+            self.pending = self._open_decisions()
         except BaseException:
             self.close()
             raise
@@ -63,17 +63,20 @@ class Ledger:
 
     def know(self, records: Iterable[Record]) -> None:
         """Have a key for every subject in here: the missing ones are made in one durable commit."""
-        subjects = {self._spared(each)["subject"] for each in records} - {None}
+        subjects = {each["subject"] for each in records if each["subject"] is not None and not self._forgotten(each)}
         if subjects and self._subjects:
             with suppress(DamagedKey):  # its own record is refused, the others' are not
                 self._subjects.obtain(subjects)
 
     def entry(self, plain: Record, seq: int) -> AuditEntry:
         """The record as the `seq`-th, its personal fields sealed; raises TypeError where it has no canonical form."""
-        plain = stored = record.numbered(self._spared(plain), self._place.log, seq)
+        plain = stored = record.numbered(plain, self._place.log, seq)
         if plain["subject"] is not None:
-            key = self._key_of(plain["subject"])
-            stored = seal.sealed(plain, key, os.urandom(seal.NONCE_SIZE), self._place.log)
+            if self._forgotten(plain):
+                plain.update(_NAMELESS)
+            else:
+                key = self._key_of(plain["subject"])
+                stored = seal.sealed(plain, key, os.urandom(seal.NONCE_SIZE), self._place.log)
         canonical = record.canonical(stored)
         return AuditEntry(seq, plain, canonical, leaf_hash(canonical))
 
@@ -83,10 +86,7 @@ class Ledger:
         self._store.append(entries, bundles, change)
         self.tree = tree
         for entry in entries:
-            if entry.record["kind"] == "decision":
-                self.pending[entry.record["id"]] = dict(entry.record)
-            elif entry.record["kind"] == "completion":
-                self.pending.pop(entry.record["decision_id"], None)
+            _follow(self.pending, entry.record)
 
     def checkpoint(self) -> str:
         """The newest checkpoint, signed now where records have come since the last."""
@@ -94,7 +94,7 @@ class Ledger:
         if head and self._head_size(head) == self.seq:
             return head
         note = self._sign(self._place.origin, self.seq, self.tree.root())
-        self._store.set_head(note)
+        self._store.set_head(note, {decision: plain["seq"] for decision, plain in self.pending.items()})
         return note
 
     def erase(self, event: Record, subject: str) -> int:
@@ -161,10 +161,18 @@ class Ledger:
         if self._subjects:
             self._subjects.close()
 
-    def _spared(self, plain: Record) -> Record:
-        """The record, without the name where its subject has been erased since the decision."""
-        decision = self.pending.get(plain.get("decision_id", ""), {})
-        return {**plain, **_NAMELESS} if decision.get("erased") else plain
+    def _forgotten(self, plain: Record) -> bool:
+        """Whether the subject of a completion has been erased since its decision."""
+        decision = self.pending.get(plain.get("decision_id", ""))
+        return decision is not None and "erased" in decision
+
+    def _open_decisions(self) -> dict[str, Record]:
+        """Those that were open at the newest checkpoint, and what has become of them and of others since."""
+        found = {each["id"]: each for each in map(self._opened, self._store.open_decisions())}
+        head = self._store.head()
+        for row in self._store.rows(self._head_size(head) + 1 if head else 1, self.seq):
+            _follow(found, self._opened(row))
+        return found
 
     def _record(self, event: Record, change: Change) -> None:
         self.know([event])
@@ -220,6 +228,14 @@ class Ledger:
             if leaf_hash(row.canonical) != row.leaf:
                 raise StoreError(f"audit log {self._place.file}: record {row.seq} is not what was written")
         return tree.edge(size)
+
+
+def _follow(pending: dict[str, Record], plain: Record) -> None:
+    """Bring the open decisions up to a record."""
+    if plain["kind"] == "decision":
+        pending[plain["id"]] = plain
+    elif plain["kind"] == "completion":
+        pending.pop(plain["decision_id"], None)
 
 
 def _subjects(keys: KeyStore, log: str) -> SubjectKeys | None:

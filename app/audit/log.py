@@ -174,11 +174,13 @@ class LogWriter:
         """Entries for one item from the number `first` on; `open_now` is kept up to date if it is accepted."""
         if item.withdrawn:
             raise Refused("withdrawn")
-        if not item.completed() <= open_now | item.decisions():
+        decisions, completed = item.decisions(), item.completed()
+        if not completed <= open_now | decisions:
             raise Refused(f"audit log {self._place.file}: a completion without an open decision")
-        entries = [self._opened().entry(each, seq) for seq, each in enumerate(item.records, first)]
-        open_now |= item.decisions()
-        open_now -= item.completed()
+        entry = self._opened().entry
+        entries = [entry(each, seq) for seq, each in enumerate(item.records, first)]
+        open_now |= decisions
+        open_now -= completed
         return entries
 
     def _settle(self) -> None:

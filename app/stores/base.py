@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from app.config import Rate
 from app.policy.rate import Allowance
@@ -17,12 +17,11 @@ BUNDLE: Final = 256
 """Records whose subtree root an audit log keeps: a power of two, so that it is a node of the tree (RFC 6962)."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuditEntry:
+class AuditEntry(NamedTuple):
     """One numbered audit record: its fields, which fill the index; its stored bytes; their RFC 6962 leaf hash."""
 
     seq: int
-    record: Mapping[str, Any]
+    record: dict[str, Any]
     canonical: bytes
     leaf: bytes
 
@@ -125,7 +124,7 @@ class AuditStore(Protocol):
         """The records numbered `first` to `last` that the log holds, in order."""
 
     def open_decisions(self) -> list[StoredRow]:
-        """The decisions without a completion, oldest first."""
+        """The decisions that had no completion at the newest checkpoint, oldest first."""
 
     def page(self, query: AuditQuery) -> list[tuple[str, int, bytes, str | None]]:
         """Matching records as (time, seq, stored bytes, pseudonym), ascending by time, then seq."""
@@ -133,8 +132,8 @@ class AuditStore(Protocol):
     def head(self) -> str | None:
         """The newest checkpoint, a signed note."""
 
-    def set_head(self, note: str) -> None:
-        """Replace the newest checkpoint, durably."""
+    def set_head(self, note: str, pending: Mapping[str, int]) -> None:
+        """Replace the newest checkpoint, durably, with the decisions that are open at it: their ids and numbers."""
 
     def floor(self) -> Floor | None:
         """Where the log begins, unless at its first record."""

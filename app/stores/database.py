@@ -2,11 +2,15 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from app.stores.base import StoreError
+
+_STATEMENTS = 256
+"""Prepared statements to keep: an insertion has one for each number of rows."""
 
 
 class Database:
@@ -28,6 +32,7 @@ class Database:
                 timeout=patience,
                 isolation_level=None,
                 check_same_thread=False,
+                cached_statements=_STATEMENTS,
             )
         try:
             with self.named():
@@ -49,9 +54,8 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """One durable commit. What lands in files without their names would be gone at the next start."""
-        if self._files != self._identities():
-            raise self.error("the file has been replaced")
+        """One durable commit of what is executed inside."""
+        self._require_names()
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield self.connection
@@ -60,6 +64,11 @@ class Database:
             with suppress(sqlite3.Error):  # some errors have rolled back already
                 self.connection.execute("ROLLBACK")
             raise
+
+    def commit(self, statement: str, values: Sequence[Any]) -> None:
+        """One durable commit of one statement, in a single call that lets go of the interpreter's lock only once."""
+        self._require_names()
+        self.connection.execute(statement, values)
 
     @contextmanager
     def snapshot(self) -> Iterator[None]:
@@ -95,6 +104,11 @@ class Database:
         """Let go of the file; idempotent and silent."""
         with suppress(sqlite3.Error):
             self.connection.close()
+
+    def _require_names(self) -> None:
+        """What lands in files without their names would be gone at the next start."""
+        if self._files != self._identities():
+            raise self.error("the file has been replaced")
 
     def _prepare(self) -> None:
         if self._readonly:

@@ -1,7 +1,7 @@
 """Audit logs in SQLite: one file a log, in WAL mode, where a commit returns once it is on the disk."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from operator import itemgetter
@@ -15,7 +15,7 @@ from app.stores.base import BUNDLE, AuditEntry, AuditQuery, Change, Erase, Floor
 from app.stores.database import Database
 from app.stores.files import make
 
-VERSION: Final = 2
+VERSION: Final = 3
 _SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS records (
@@ -30,13 +30,15 @@ CREATE TABLE IF NOT EXISTS records (
     outcome TEXT,
     reason TEXT,
     record TEXT NOT NULL,
-    leaf BLOB NOT NULL
+    leaf BLOB NOT NULL,
+    bundle INTEGER GENERATED ALWAYS AS ((seq - 1) / {BUNDLE}) VIRTUAL
 );
 CREATE INDEX IF NOT EXISTS records_time ON records (time);
 CREATE INDEX IF NOT EXISTS records_tenant ON records (tenant, time);
-CREATE INDEX IF NOT EXISTS records_request ON records (request_id);
+-- By bundle first: ids are random, and would otherwise touch as many pages of the index as a commit has records.
+CREATE INDEX IF NOT EXISTS records_request ON records (bundle, request_id) WHERE request_id IS NOT NULL;
 CREATE INDEX IF NOT EXISTS records_subject ON records (subject) WHERE subject IS NOT NULL;
--- Decisions whose completion is still to come, kept in the same commits, so that a start need not read the whole log.
+-- Decisions whose completion was still to come at the newest checkpoint: a start reads the log from there on.
 CREATE TABLE IF NOT EXISTS pending (decision TEXT PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID;
 -- Subtree roots of complete bundles; they outlive their records, so that proofs of later records still hold.
 CREATE TABLE IF NOT EXISTS bundles (bundle INTEGER PRIMARY KEY, root BLOB NOT NULL);
@@ -58,12 +60,15 @@ _HASH_SIZE = 32
 _REBUILT_AT_ONCE = 50_000
 """Records of a log whose indexes are made anew within a commit (about 0.15 s): others wait for the next start."""
 _FIELDS = itemgetter(*COLUMNS)
-_ONE = f"(?{', ?' * (len(COLUMNS) + 2)})"
-_INSERTS: Final = tuple(
-    (rows, f"INSERT INTO records (seq, {', '.join(COLUMNS)}, record, leaf) VALUES {', '.join([_ONE] * rows)}")  # noqa: S608 - column names of this file
-    for rows in (128, 64, 32, 16, 8, 4, 2, 1)
-)
-"""Statements for so many rows each: one step of SQLite, and so one release of the interpreter's lock, for a group."""
+_INSERT: Final = f"INSERT INTO records (seq, {', '.join(COLUMNS)}, record, leaf) VALUES "  # noqa: S608 - column names of this file
+_ONE: Final = f"(?{', ?' * (len(COLUMNS) + 2)})"
+_ROWS_AT_ONCE = 128
+"""Rows of one INSERT, which is one step of SQLite: the interpreter's lock is let go of once for all of them."""
+_BY_REQUEST: Final = """
+(SELECT bundle AS number FROM bundles UNION ALL SELECT coalesce(max(bundle), -1) + 1 FROM bundles)
+CROSS JOIN records INDEXED BY records_request ON bundle = number
+"""
+"""Where to look for a request's id: in the index's part for each bundle, and for the one that is not complete."""
 _ROW = f"seq, {', '.join(COLUMNS)}, CAST(record AS BLOB), leaf"
 
 
@@ -89,31 +94,16 @@ class SqliteAuditStore:
     def append(
         self, entries: Sequence[AuditEntry], bundles: Sequence[tuple[int, bytes]], change: Change | None = None
     ) -> None:
-        decisions = {entry.record["id"]: entry.seq for entry in entries if entry.record["kind"] == "decision"}
-        completed = {entry.record["decision_id"] for entry in entries if entry.record["kind"] == "completion"}
-        with self._file.named(), self._file.transaction():
-            self._insert(entries)
-            self._db.execute(
-                "INSERT INTO pending SELECT key, value FROM json_each(?)",
-                (orjson.dumps({each: seq for each, seq in decisions.items() if each not in completed}).decode(),),
-            )
-            self._db.execute(
-                "DELETE FROM pending WHERE decision IN (SELECT value FROM json_each(?))",
-                (orjson.dumps(list(completed - decisions.keys())).decode(),),
-            )
-            self._db.executemany("INSERT INTO bundles VALUES (?, ?)", bundles)
-            if change:
-                self._change(change)
-
-    def _insert(self, entries: Sequence[AuditEntry]) -> None:
-        done = 0
-        for rows, statement in _INSERTS:
-            while len(entries) - done >= rows:
-                values: list[Any] = []
-                for entry in entries[done : done + rows]:
-                    values += (entry.seq, *_FIELDS(entry.record), entry.canonical.decode(), entry.leaf)
-                self._db.execute(statement, values)
-                done += rows
+        with self._file.named():
+            if bundles or change or len(entries) > _ROWS_AT_ONCE:
+                with self._file.transaction():
+                    for first in range(0, len(entries), _ROWS_AT_ONCE):
+                        self._db.execute(*_insertion(entries[first : first + _ROWS_AT_ONCE]))
+                    self._db.executemany("INSERT INTO bundles VALUES (?, ?)", bundles)
+                    if change:
+                        self._change(change)
+            else:
+                self._file.commit(*_insertion(entries))
 
     def _change(self, change: Change) -> None:
         match change:
@@ -192,9 +182,10 @@ class SqliteAuditStore:
         if query.after is not None:
             clauses.append("time >= :after_time AND (time > :after_time OR seq > :after_seq)")
             values["after_time"], values["after_seq"] = query.after
+        source = _BY_REQUEST if "request_id" in query.equal else "records"
         # Nothing of the caller's is in the text: columns are checked against a constant, values are bound.
         text = f"""
-            SELECT time, seq, CAST(record AS BLOB), subject FROM records
+            SELECT time, seq, CAST(record AS BLOB), subject FROM {source}
             WHERE {" AND ".join(clauses)} ORDER BY time, seq LIMIT :limit
         """  # noqa: S608 - see above
         with self._file.named():
@@ -205,9 +196,12 @@ class SqliteAuditStore:
             row = self._db.execute("SELECT note FROM head").fetchone()
         return row[0] if row else None
 
-    def set_head(self, note: str) -> None:
+    def set_head(self, note: str, pending: Mapping[str, int]) -> None:
+        open_now = orjson.dumps(pending).decode()
         with self._file.named(), self._file.transaction():
             self._db.execute("INSERT OR REPLACE INTO head VALUES (1, ?)", (note,))
+            self._db.execute("DELETE FROM pending WHERE decision NOT IN (SELECT key FROM json_each(?))", (open_now,))
+            self._db.execute("INSERT OR IGNORE INTO pending SELECT key, value FROM json_each(?)", (open_now,))
 
     def floor(self) -> Floor | None:
         with self._file.named():
@@ -276,6 +270,14 @@ class SqliteAuditStore:
         if first and not readonly:  # not where a log heals: that has to be quick, and the disk may be full
             with self._file.transaction():
                 self._rebuild(sys.maxsize)
+
+
+def _insertion(entries: Sequence[AuditEntry]) -> tuple[str, list[Any]]:
+    """The statement for so many rows, and their values."""
+    values: list[Any] = []
+    for seq, record, canonical, leaf in entries:
+        values += (seq, *_FIELDS(record), canonical.decode(), leaf)
+    return _INSERT + ", ".join([_ONE] * len(entries)), values
 
 
 def _make(path: Path) -> None:

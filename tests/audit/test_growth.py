@@ -31,7 +31,7 @@ def heads(tmp_path_factory, leaves):
     store = SqliteAuditStore(directory / "eu-west.db")
     tree, bundles = Edge(EMPTY, EMPTY).appended(leaves)
     text = Checkpoint("tidegate/edge/eu-west", SIZE, tree.root(), None).text()
-    store.set_head(checkpoint.sign(text, "tidegate/edge/eu-west", Ed25519PrivateKey.generate()))
+    store.set_head(checkpoint.sign(text, "tidegate/edge/eu-west", Ed25519PrivateKey.generate()), {})
     store.close()
     db = sqlite3.connect(directory / "eu-west.db")
     with db:

@@ -171,7 +171,9 @@ def test_a_gateways_own_key_does_not_help_against_a_saved_checkpoint(built, copy
     place, keys = Place(copy, "eu-west", "edge"), FileKeys(built.directory.parent / "keys")
     store = SqliteAuditStore(log.file)
     root = LogTree(store).edge(600).root()
-    store.set_head(sign(Checkpoint(place.origin, 600, root, None).text(), place.origin, keys.signing_key("eu-west")))
+    store.set_head(
+        sign(Checkpoint(place.origin, 600, root, None).text(), place.origin, keys.signing_key("eu-west")), {}
+    )
     store.close()
     assert verify(copy).result is Result.INTACT
     assert told(verify(copy, saved(built, "eu-west")))[0][:2] == (Result.TAMPERED, 1)

@@ -1,6 +1,5 @@
 """What every audit store must do, against the real SQLite file."""
 
-import dataclasses
 import random
 import sqlite3
 import stat
@@ -81,16 +80,37 @@ def test_an_append_lands_whole_or_not_at_all(store):
     store.append([decision_of(1)], [])
     with pytest.raises(StoreError, match=r"eu-west\.db"):
         store.append([decision_of(2), decision_of(1)], [])
+    with pytest.raises(StoreError, match=r"eu-west\.db"):
+        store.append([decision_of(2), decision_of(1)], [(0, bytes(32))])
     assert seqs(store) == [1]
-    assert [orjson.loads(each.canonical)["id"] for each in store.open_decisions()] == ["d1"]
+    assert store.bundle_roots(0, 1) == []
 
 
-def test_open_decisions_are_those_without_a_completion(store):
-    store.append([decision_of(1), decision_of(2), completion_of(3, "d2")], [])
-    store.append([decision_of(4)], [])
+def test_open_decisions_are_those_of_the_newest_checkpoint(store):
+    store.append([decision_of(1), decision_of(2), completion_of(3, "d2"), decision_of(4)], [])
+    assert store.open_decisions() == []
+    store.set_head("four", {"d4": 4, "d1": 1})
     assert [orjson.loads(each.canonical)["id"] for each in store.open_decisions()] == ["d1", "d4"]
-    store.append([completion_of(5, "d1")], [])
-    assert [orjson.loads(each.canonical)["id"] for each in store.open_decisions()] == ["d4"]
+    store.append([completion_of(5, "d1"), decision_of(6)], [])
+    store.set_head("six", {"d4": 4, "d6": 6})
+    assert [orjson.loads(each.canonical)["id"] for each in store.open_decisions()] == ["d4", "d6"]
+
+
+def test_more_rows_than_one_statement_takes_land_in_one_commit(store):
+    with pytest.raises(StoreError):
+        store.append([*(decision_of(seq) for seq in range(1, 301)), decision_of(1)], [])
+    assert seqs(store, limit=1000) == []
+    store.append([decision_of(seq) for seq in range(1, 301)], [])
+    assert seqs(store, limit=1000, bound=1000) == list(range(1, 301))
+
+
+def test_a_request_is_found_in_whichever_bundle_its_records_lie(store):
+    store.append(
+        [decision_of(seq, request_id=f"r{seq % 299}") for seq in range(1, 601)], [(0, bytes(32)), (1, bytes(32))]
+    )
+    for request, found in (("r1", [1, 300, 599]), ("r2", [2, 301, 600]), ("r258", [258, 557]), ("none", [])):
+        assert seqs(store, bound=1000, equal={"request_id": request}) == found
+    assert seqs(store, bound=400, equal={"request_id": "r1", "kind": "decision"}) == [1, 300]
 
 
 def test_pages_ascend_by_time_then_number_within_their_bound(store):
@@ -265,8 +285,8 @@ def test_a_record_is_found_by_time_and_id(store):
 
 def test_the_newest_checkpoint_replaces_the_one_before(store):
     assert store.head() is None
-    store.set_head("one")
-    store.set_head("two")
+    store.set_head("one", {})
+    store.set_head("two", {})
     assert store.head() == "two"
 
 
@@ -294,7 +314,7 @@ def test_copies_of_a_name_in_the_unused_space_of_an_index_go_at_once_or_at_the_n
     for n in range(1, 1500):
         who = draw.choice(people)
         row = completion_of(n, "x", subject=who, request_id=f"{draw.random()} of {who}")
-        rows.append(dataclasses.replace(row, canonical=b"{}"))
+        rows.append(row._replace(canonical=b"{}"))
     for first in range(0, len(rows), 7):
         store.append(rows[first : first + 7], [])
     if size == "small":

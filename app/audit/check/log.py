@@ -211,7 +211,8 @@ class _Check:
             return
         self._compare_holds(scan, {hold.id: hold for hold in holds})
         pending = {row.seq: row for row in kept}
-        told = {seq: identity for identity, seq in scan.open_decisions.items()}
+        covered = scan.open_at.get(self._head.size, {}) if self._head else {}
+        told = {seq: identity for identity, seq in covered.items()}
         for seq in sorted(told.keys() ^ pending.keys()):
             if seq in told:
                 what = "has no completion, and is not among the decisions that wait for one"

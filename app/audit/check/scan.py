@@ -72,6 +72,8 @@ class Scan:
         """The number that the next record should have; where reading breaks off, the first that cannot be read."""
         self.open_decisions: dict[str, int] = {}
         """The decisions without a completion, by id, each with its number."""
+        self.open_at: dict[int, dict[str, int]] = {}
+        """Those that were open at the sizes that checkpoints cover."""
         self.holds: dict[str, HoldEvent] = {}
         """The legal holds that the records tell of, by id."""
         self._log = log
@@ -156,6 +158,8 @@ class Scan:
             self._compare(end, self._tree.root())
         elif self._tree and kept is not None:
             self._tree = Edge(self._tree.bundles.appended(kept), EMPTY) if are_hashes(kept, 1) else None
+        if end in self._expected:
+            self.open_at[end] = dict(self.open_decisions)
         self._leaves = []
         self._sound = self._sound or end % BUNDLE == 0
 
