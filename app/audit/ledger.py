@@ -98,10 +98,10 @@ class Ledger:
         return note
 
     def erase(self, event: Record, subject: str) -> int:
-        """Destroy a subject's key and forget their pseudonym; returns how many records there were.
+        """Destroy a subject's key and begin to forget their pseudonym; returns how many records there were.
 
-        The erasure's record comes with it. Done again after a crash in the middle, it finishes what was begun. Raises
-        `Held`.
+        The erasure's record comes with it, once: what is left to do then, `forget` does. Done again after a crash
+        before that, it finishes what was begun. Raises `Held`.
         """
         if holds := self._store.held(subject):
             raise Held(holds)
@@ -114,8 +114,15 @@ class Ledger:
                 decision.update(_NAMELESS, erased=True)
         self._record({**event, "detail": {**event["detail"], "records": found}}, Erase(subject))
         self._scrub_due = True
-        self.scrub()
         return found
+
+    def forget(self) -> bool:
+        """Forget the pseudonyms of the erased in some more records; False once that is done, in the side files too."""
+        if self._store.forget():
+            self._scrub_due = True
+            return True
+        self._scrub()
+        return False
 
     def hold(self, event: Record, hold: Hold) -> None:
         """Place a legal hold."""
@@ -149,17 +156,17 @@ class Ledger:
         self._scrub_due = True
         return gone
 
-    def scrub(self) -> None:
-        """Overwrite in the side files what is erased or deleted; again later while a reader is in the way."""
-        if self._scrub_due:
-            keys_too = self._subjects is None or self._subjects.scrub()
-            self._scrub_due = not (self._store.scrub() and keys_too)
-
     def close(self) -> None:
         """Let go of the files."""
         self._store.close()
         if self._subjects:
             self._subjects.close()
+
+    def _scrub(self) -> None:
+        """Overwrite in the side files what is erased or deleted; again later while a reader is in the way."""
+        if self._scrub_due:
+            keys_too = self._subjects is None or self._subjects.scrub()
+            self._scrub_due = not (self._store.scrub() and keys_too)
 
     def _forgotten(self, plain: Record) -> bool:
         """Whether the subject of a completion has been erased since its decision."""

@@ -135,6 +135,8 @@ class LogWriter:
                 self._intake.owe(self._ledger.pending, forwarded=True)
             self._settle()
             self._ledger.checkpoint()
+            while first and self._ledger.forget():  # an erasure that broke off
+                pass
         except BaseException:
             self._ledger.close()
             self._ledger = None
@@ -234,7 +236,7 @@ class LogWriter:
     def _sign(self) -> None:
         if (now := time.monotonic()) >= self._sign_at:
             self._opened().checkpoint()
-            self._opened().scrub()
+            self._opened().forget()  # where whoever asked for an erasure no longer does
             self._sign_at = now + _SIGN_EVERY
 
     def _distrust(self, error: str) -> None:

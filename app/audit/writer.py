@@ -25,7 +25,7 @@ from app.stores.sqlite import SqliteAuditStore
 _Result = TypeVar("_Result")
 _RETRY_AFTER = timedelta(seconds=1)
 _JOB_PATIENCE = 30.0
-"""Seconds that whoever asks for an erasure or the like waits: it may have many records to touch."""
+"""Seconds that whoever asks for an erasure or the like waits for each part of it."""
 _CLOSE_PATIENCE = 5.0
 """Seconds that closing waits for a write that hangs, beyond the commit deadline."""
 
@@ -117,9 +117,13 @@ class Trail:
     async def erase(self, log: str, subject: str, event: Record) -> int:
         """Forget whom the records of a pseudonym are about, and record that; returns how many there were.
 
-        Nothing is recorded where nothing was known. Raises `Held`, `AuditUnavailable`.
+        Nothing is recorded where nothing was known. Between its parts others append; where it breaks off once it is
+        recorded, the log's writer goes on with it. Raises `Held`, `AuditUnavailable`.
         """
-        return await self._ask(log, lambda ledger: ledger.erase(event, subject))
+        found = await self._ask(log, lambda ledger: ledger.erase(event, subject))
+        while await self._ask(log, Ledger.forget):
+            pass
+        return found
 
     async def hold(self, log: str, hold: Hold, event: Record) -> None:
         """Place a legal hold. Raises `AuditUnavailable`."""

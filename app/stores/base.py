@@ -67,7 +67,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Erase:
-    """Forget whose records those of this pseudonym are."""
+    """Forget whose records those of this pseudonym are: of some at once, of the others by `AuditStore.forget`."""
 
     subject: str
 
@@ -151,7 +151,10 @@ class AuditStore(Protocol):
         """Ids of the holds that keep this pseudonym from being erased."""
 
     def count(self, subject: str) -> int:
-        """Records of this pseudonym."""
+        """Records of this pseudonym, without those that are being forgotten."""
+
+    def forget(self) -> bool:
+        """Go on with what `Erase` has begun, for a bounded number of records; False where there is nothing to do."""
 
     def last_of(self, floor: int) -> list[str]:
         """The pseudonyms that only records numbered up to `floor` have."""

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import orjson
 
-from app.stores import keeping
+from app.stores import forgetting, keeping
 from app.stores.base import BUNDLE, AuditEntry, AuditQuery, Change, Erase, Floor, Hold, Release, StoredRow, StoreError
 from app.stores.database import Database
 from app.stores.files import make
@@ -49,6 +49,8 @@ CREATE TABLE IF NOT EXISTS floor (
 CREATE TABLE IF NOT EXISTS holds (
     id TEXT PRIMARY KEY, placed TEXT NOT NULL, note TEXT NOT NULL, tenant TEXT, subject TEXT, since TEXT, until TEXT
 ) WITHOUT ROWID;
+-- Whose names are being taken out, of the records up to the number beside, part by part: see `forgetting`.
+CREATE TABLE IF NOT EXISTS erasing (subject TEXT PRIMARY KEY, last INTEGER NOT NULL) WITHOUT ROWID;
 -- Has a row where copies of names that have been taken out may be left in the indexes.
 CREATE TABLE IF NOT EXISTS rebuild (due INTEGER PRIMARY KEY CHECK (due = 1));
 PRAGMA user_version = {VERSION};
@@ -57,8 +59,6 @@ COMMIT;
 COLUMNS: Final = ("time", "kind", "request_id", "tenant", "subject", "subject_country", "region", "outcome", "reason")
 """Fields of a record that its row repeats, to be found by."""
 _HASH_SIZE = 32
-_REBUILT_AT_ONCE = 50_000
-"""Records of a log whose indexes are made anew within a commit (about 0.15 s): others wait for the next start."""
 _FIELDS = itemgetter(*COLUMNS)
 _INSERT: Final = f"INSERT INTO records (seq, {', '.join(COLUMNS)}, record, leaf) VALUES "  # noqa: S608 - column names of this file
 _ONE: Final = f"(?{', ?' * (len(COLUMNS) + 2)})"
@@ -108,9 +108,7 @@ class SqliteAuditStore:
     def _change(self, change: Change) -> None:
         match change:
             case Erase(subject):
-                self._db.execute("UPDATE records SET subject = NULL, request_id = NULL WHERE subject = ?", (subject,))
-                self._db.execute("INSERT OR IGNORE INTO rebuild VALUES (1)")
-                self._rebuild(_REBUILT_AT_ONCE)
+                forgetting.begin(self._db, subject)
             case Hold():
                 self._db.execute(
                     "INSERT INTO holds VALUES (:id, :placed, :note, :tenant, :subject, :since, :until)", asdict(change)
@@ -120,19 +118,7 @@ class SqliteAuditStore:
             case Floor(seq, note, leaves):
                 self._db.execute("DELETE FROM records WHERE seq <= ?", (seq,))
                 self._db.execute("INSERT OR REPLACE INTO floor VALUES (1, ?, ?, ?)", (seq, note, b"".join(leaves)))
-                self._db.execute("INSERT OR IGNORE INTO rebuild VALUES (1)")
-
-    def _rebuild(self, limit: int) -> None:
-        """Make the indexes of names anew where one has been taken out and they have up to `limit` entries.
-
-        Entries that SQLite has moved between pages leave copies behind in the unused part of those pages, which
-        secure_delete does not reach; a rebuilt index has none, and the pages of the old one are zeroed.
-        """
-        due = self._db.execute("SELECT 1 FROM rebuild WHERE (SELECT count(*) FROM records) <= ?", (limit,)).fetchone()
-        if due:
-            self._db.execute("REINDEX records_subject")
-            self._db.execute("REINDEX records_request")
-            self._db.execute("DELETE FROM rebuild")
+                forgetting.rebuild_later(self._db)
 
     def last_seq(self) -> int:
         with self._file.named():
@@ -236,8 +222,15 @@ class SqliteAuditStore:
 
     def count(self, subject: str) -> int:
         with self._file.named():
-            (count,) = self._db.execute("SELECT count(*) FROM records WHERE subject = ?", (subject,)).fetchone()
-        return int(count)
+            return forgetting.count(self._db, subject)
+
+    def forget(self) -> bool:
+        with self._file.named():
+            if not forgetting.is_due(self._db):
+                return False
+            with self._file.transaction():
+                forgetting.go_on(self._db)
+        return True
 
     def last_of(self, floor: int) -> list[str]:
         with self._file.named():
@@ -269,7 +262,7 @@ class SqliteAuditStore:
         self._file.watch()
         if first and not readonly:  # not where a log heals: that has to be quick, and the disk may be full
             with self._file.transaction():
-                self._rebuild(sys.maxsize)
+                forgetting.rebuild(self._db, sys.maxsize)
 
 
 def _insertion(entries: Sequence[AuditEntry]) -> tuple[str, list[Any]]:

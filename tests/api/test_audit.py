@@ -259,7 +259,7 @@ async def test_nothing_is_shown_that_could_not_be_noted(tmp_path: Path) -> None:
         await gateway.embed("1", X_Request_Id="first")
         one = (await ids(gateway))[0]
         (tmp_path / "audit" / "gateway.db").rename(tmp_path / "audit" / "moved")
-        (tmp_path / "audit" / "gateway.db").write_bytes((tmp_path / "audit" / "moved").read_bytes())
+        (tmp_path / "audit" / "gateway.db").touch()  # empty: a copy would be trusted as soon as it has been looked over
         for path in (f"records/{one}", "records/x", f"records/{one}/proof", "logs", "export"):
             answer = await get(gateway, path)
             assert (answer.status_code, answer.json()["code"]) == (503, "audit_unavailable"), path

@@ -17,14 +17,18 @@ from app.audit.check.findings import Result
 from app.audit.check.saved import Saved
 from app.audit.check.verify import verify
 from app.audit.keys import FileKeys
+from app.audit.ledger import Ledger
 from app.audit.opener import Opener
+from app.audit.place import Place
 from app.audit.pseudonym import Pseudonyms
 from app.audit.record import canonical
-from app.audit.rights.officer import Actor
+from app.audit.rights.officer import Actor, event
+from app.audit.rights.person import People
 from app.audit.rights.rights import Rights
 from app.audit.writer import Trail
 from app.config import Settings
 from app.errors import AuditUnavailable, Forbidden, InvalidRequest, NotFound
+from app.stores.sqlite import SqliteAuditStore
 
 ROOT = Path(__file__).resolve().parents[2]
 LOGS = ("eu-west", "us-east", "gateway")
@@ -555,4 +559,66 @@ async def test_a_key_destroyed_without_its_record_is_recorded_by_doing_it_again(
         again = (await Rights(trail, audit, lambda: settings).erase(ANNA, None, OFFICER)).as_json()
         assert [(each["log"], each["records"]) for each in again["logs"]] == [("eu-west", 2)]
     assert where(subject, audit) == []
+    intact(audit)
+
+
+# --- many records
+
+
+async def fill(trail, pair, subject, pairs):
+    for _ in range(0, pairs, 500):
+        await trail.append("eu-west", [each for _ in range(500) for each in pair(subject=subject)], 10)
+
+
+async def test_others_append_while_somebody_with_100_000_records_is_erased(audit, settings, pair):
+    subject = await Pseudonyms(FileKeys(audit.key_directory)).of("eu-west", "demo", ANNA)
+    async with open_trail(audit) as trail:
+        await fill(trail, pair, subject, 50_000)
+    async with open_trail(audit.model_copy(update={"commit_deadline": 1.0})) as trail:
+        erasing = asyncio.create_task(Rights(trail, audit, lambda: settings).erase(ANNA, None, OFFICER))
+        appended = 0
+        while not erasing.done():
+            await trail.append("eu-west", pair(), 1.0)  # raises where it waits for longer
+            appended += 2
+        assert (await erasing).as_json()["records"] == 100_000
+        assert appended > 20
+    assert where(subject, audit) == []
+    assert [each["kind"] for each in rows(audit, "eu-west")].count("erasure") == 1
+    intact(audit)
+
+
+async def test_an_erasure_killed_between_its_parts_is_gone_on_with_and_recorded_once(audit, settings, pair):
+    """As a kill between two parts leaves it: key destroyed, erasure recorded, most records still in the index."""
+    subject = await Pseudonyms(FileKeys(audit.key_directory)).of("eu-west", "demo", ANNA)
+    async with open_trail(audit) as trail:
+        await fill(trail, pair, subject, 2500)
+    place = Place(audit.path, "eu-west", "edge")
+    ledger = Ledger(place, SqliteAuditStore(place.file), FileKeys(audit.key_directory))
+    assert ledger.erase(event("erasure", "erased", {}, OFFICER), subject) == 5000
+    ledger.checkpoint()
+    ledger.close()
+    assert where(subject, audit)
+    intact(audit)
+    async with open_trail(audit) as trail:
+        assert where(subject, audit) == []
+        again = (await Rights(trail, audit, lambda: settings).erase(ANNA, None, OFFICER)).as_json()
+        assert again["known"] is False
+    told = [each["detail"]["records"] for each in rows(audit, "eu-west") if each["kind"] == "erasure"]
+    assert told == [5000]
+    intact(audit)
+
+
+async def test_who_comes_back_while_being_erased_keeps_what_came_later(audit, pair):
+    subject = await Pseudonyms(FileKeys(audit.key_directory)).of("eu-west", "demo", ANNA)
+    async with open_trail(audit) as trail:
+        await fill(trail, pair, subject, 2500)
+        erasing = asyncio.create_task(trail.erase("eu-west", subject, event("erasure", "erased", {}, OFFICER)))
+        await trail.append("eu-west", pair(subject=None), 10)
+        while "erasure" not in {each["kind"] for each in rows(audit, "eu-west")}:  # noqa: ASYNC110 - a file tells nobody
+            await asyncio.sleep(0.001)
+        decision, ended = pair(subject=subject)
+        await trail.append("eu-west", [decision, ended], 10)
+        assert await erasing == 5000
+        found = People(audit, LOGS).find(ANNA, ["demo"])
+        assert [each.records for each in found.traces] == [2]
     intact(audit)
