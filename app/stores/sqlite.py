@@ -10,10 +10,11 @@ from typing import Any, Final
 
 import orjson
 
-from app.stores import forgetting, keeping
+from app.stores import forgetting, keeping, paging
 from app.stores.base import BUNDLE, AuditEntry, AuditQuery, Change, Erase, Floor, Hold, Release, StoredRow, StoreError
 from app.stores.database import Database
 from app.stores.files import make
+from app.stores.paging import COLUMNS
 
 VERSION: Final = 3
 _SCHEMA = f"""
@@ -54,8 +55,6 @@ CREATE TABLE IF NOT EXISTS rebuild (due INTEGER PRIMARY KEY CHECK (due = 1));
 PRAGMA user_version = {VERSION};
 COMMIT;
 """
-COLUMNS: Final = ("time", "kind", "request_id", "tenant", "subject", "subject_country", "region", "outcome", "reason")
-"""Fields of a record that its row repeats, to be found by."""
 _HASH_SIZE = 32
 _FIELDS = itemgetter(*COLUMNS)
 _ONE = f"(?{', ?' * (len(COLUMNS) + 2)})"
@@ -159,32 +158,12 @@ class SqliteAuditStore:
             return [_stored(row) for row in self._db.execute(text)]
 
     def page(self, query: AuditQuery) -> list[tuple[str, int, bytes, str | None]]:
-        clauses = ["seq <= :bound"]
-        values: dict[str, Any] = {"bound": query.bound, "limit": query.limit}
-        for column, value in query.equal.items():
-            if column not in COLUMNS:
-                raise ValueError(f"{column!r} is no column to filter by")
-            clauses.append(f"{column} = :{column}")
-            values[column] = value
-        if query.since is not None:
-            clauses.append("time >= :since")
-            values["since"] = query.since
-        if query.until is not None:
-            clauses.append("time < :until")
-            values["until"] = query.until
-        if query.subjects is not None:
-            clauses.append("subject IN (SELECT value FROM json_each(:subjects))")
-            values["subjects"] = orjson.dumps(sorted(query.subjects)).decode()
-        if query.after is not None:
-            clauses.append("time >= :after_time AND (time > :after_time OR seq > :after_seq)")
-            values["after_time"], values["after_seq"] = query.after
-        # Nothing of the caller's is in the text: columns are checked against a constant, values are bound.
-        text = f"""
-            SELECT time, seq, CAST(record AS BLOB), subject FROM records
-            WHERE {" AND ".join(clauses)} ORDER BY time, seq LIMIT :limit
-        """  # noqa: S608 - see above
         with self._file.named():
-            return self._db.execute(text, values).fetchall()
+            return paging.page(self._db, query)
+
+    def stretch(self, query: AuditQuery, count: int) -> tuple[str, int] | None:
+        with self._file.named():
+            return paging.stretch(self._db, query, count)
 
     def head(self) -> str | None:
         with self._file.named():
