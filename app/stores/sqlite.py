@@ -1,8 +1,9 @@
 """Audit logs in SQLite: one file a log, in WAL mode, where a commit returns once it is on the disk."""
 
+import sqlite3
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
@@ -225,6 +226,12 @@ class SqliteAuditStore:
         with self._file.named():
             return keeping.expirable(self._db, before, limit)
 
+    def foreign(self) -> list[str]:
+        """What stands in the file's schema and is none of ours, or not as we lay it: `trigger NAME`."""
+        with self._file.named(), closing(sqlite3.connect(":memory:")) as ours:
+            ours.executescript(_SCHEMA)
+            return sorted({f"{kind} {name}" for kind, name, *_ in _objects(self._db) - _objects(ours)})
+
     def scrub(self) -> bool:
         with self._file.named():
             return self._file.truncate()
@@ -255,6 +262,12 @@ def _make(path: Path) -> None:
         make(path)
     except OSError as error:
         raise StoreError(f"audit log {path}: {error}") from error
+
+
+def _objects(db: sqlite3.Connection) -> set[tuple[str, str, str, str]]:
+    """Every table, index, trigger and view: its kind and name, its table's, and what made it."""
+    rows = db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema")
+    return {(str(kind), str(name), str(of), " ".join(str(sql).split())) for kind, name, of, sql in rows}
 
 
 def _stored(row: tuple[Any, ...]) -> StoredRow:
