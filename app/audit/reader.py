@@ -7,10 +7,11 @@ ordered by (time, log, seq), never changes, and a cursor is a place in that orde
 import asyncio
 import hashlib
 import heapq
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from typing import ParamSpec, TypeVar
@@ -30,8 +31,14 @@ from app.stores.sqlite import SqliteAuditStore
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+_Row = tuple[str, str, int, bytes, str | None]
+"""Time, log, number, stored bytes and pseudonym of a record."""
 _AT_ONCE = 2
 """Readings that have a thread at the same time; requests for inference need threads as well."""
+_STRETCH = 20_000
+"""Records that are looked at before it is asked how long a page has taken (about 50 ms)."""
+_PAGE_TIME = 0.5
+"""Seconds after which a page goes out with what it has, and a cursor that goes on behind what was looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,10 @@ class Filters:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Records in ascending time, and where to go on; None once the newest record as of the first page is in."""
+    """Records in ascending time, and where to go on; None once the newest record as of the first page is in.
+
+    There may be fewer than asked for, and none, before the end: where filters leave little of much.
+    """
 
     records: list[Record]
     cursor: str | None
@@ -75,7 +85,15 @@ class Page:
 class Reader:
     """Reads the logs named from their files, through connections that cannot write, off the event loop."""
 
-    def __init__(self, settings: AuditSettings, logs: Sequence[str], tenants: Callable[[], Sequence[str]]) -> None:
+    def __init__(
+        self,
+        settings: AuditSettings,
+        logs: Sequence[str],
+        tenants: Callable[[], Sequence[str]],
+        *,
+        page_time: float = _PAGE_TIME,
+    ) -> None:
+        self._page_time = page_time
         self._directory = settings.path
         self._patience = settings.commit_deadline
         self._logs = tuple(sorted(logs))
@@ -124,11 +142,13 @@ class Reader:
 
     def _page(self, filters: Filters, place: Place | None, limit: int) -> Page:
         subjects = self.subjects(filters)
-        rows: list[list[tuple[str, str, int, bytes, str | None]]] = []
+        rows: list[list[_Row]] = []
+        ends: list[tuple[str, str, int]] = []
         with ExitStack() as stack:
             stores = {log: stack.enter_context(closing(self.opened(log))) for log in self._logs}
             if place is None:
                 place = Place({log: store.last_seq() for log, store in stores.items()})
+            until = time.monotonic() + self._page_time
             for log, store in stores.items():
                 query = AuditQuery(
                     bound=place.bounds.get(log, 0),
@@ -139,31 +159,48 @@ class Reader:
                     subjects=subjects,
                     after=place.after(log),
                 )
-                rows.append([(time, log, seq, raw, subject) for time, seq, raw, subject in store.page(query)])
-        merged = list(heapq.merge(*rows))[: limit + 1]
+                found, end = _searched(store, query, until)
+                rows.append([(moment, log, seq, raw, subject) for moment, seq, raw, subject in found])
+                ends += [(end[0], log, end[1])] if end else []
+        # Behind the first place at which a log has not been searched any further, others could come in between.
+        end_of_all = min(ends, default=None)
+        merged = [row for row in heapq.merge(*rows) if end_of_all is None or row[:3] <= end_of_all][: limit + 1]
         with Opener(self._keys) as opener:
             records = [opener.opened(log, raw, subject) for _, log, _, raw, subject in merged[:limit]]
-        if len(merged) <= limit:
-            return Page(records, None)
-        time, log, seq, *_ = merged[limit - 1]
-        return Page(records, encode(Place(place.bounds, time, log, seq), filters.digest()))
+        last = merged[limit - 1][:3] if len(merged) > limit else end_of_all
+        return Page(records, encode(Place(place.bounds, *last), filters.digest()) if last else None)
 
     def _record(self, record_id: str, tenant: str | None) -> Record:
-        time = time_of(record_id)
-        for log in self._logs if time else ():
+        moment = time_of(record_id)
+        for log in self._logs if moment else ():
             with closing(self.opened(log)) as store:
-                row = store.find(time or "", record_id)
+                row = store.find(moment or "", record_id)
             if row and tenant in (None, row.columns["tenant"]):
                 with Opener(self._keys) as opener:
                     return opener.opened(log, row.canonical, row.columns["subject"])
-        raise NotFound("expired" if time and self._has_expired(time) else "record", id=record_id)
+        raise NotFound("expired" if moment and self._has_expired(moment) else "record", id=record_id)
 
-    def _has_expired(self, time: str) -> bool:
+    def _has_expired(self, moment: str) -> bool:
         """Whether retention has deleted records of that time."""
         for log in self._logs:
             with closing(self.opened(log)) as store, store.snapshot():
                 floor = store.floor()
                 oldest = [*store.rows(floor.seq + 1, floor.seq + 1)] if floor else []
-            if any(time < (row.columns["time"] or "") for row in oldest):
+            if any(moment < (row.columns["time"] or "") for row in oldest):
                 return True
         return False
+
+
+def _searched(
+    store: SqliteAuditStore, query: AuditQuery, until: float
+) -> tuple[list[tuple[str, int, bytes, str | None]], tuple[str, int] | None]:
+    """The records that a query finds, and up to where, (time, seq), it got until then; None where it is done."""
+    found: list[tuple[str, int, bytes, str | None]] = []
+    while True:
+        end = store.stretch(query, _STRETCH)
+        found += store.page(replace(query, upto=end, limit=query.limit - len(found)))
+        if end is None or len(found) == query.limit:
+            return found, None
+        if time.monotonic() >= until:
+            return found, end
+        query = replace(query, after=end)

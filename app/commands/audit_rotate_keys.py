@@ -21,7 +21,7 @@ def command(where: Where, as_json: bool) -> None:
     """Give every log a new signing key and a new key that wraps those of the persons, while no gateway runs.
 
     The old public keys stay beside each log, so that whatever they signed still verifies; the old private keys are
-    gone. Pseudonyms stay as they are. Each log gets a record of it.
+    gone, that of the cosignatures as well. Pseudonyms stay as they are. Each log gets a record of it.
     """
     logging.configure("error")
     renewed: list[dict[str, Any]] = []

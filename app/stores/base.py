@@ -88,7 +88,7 @@ class AuditQuery:
     """One page of one log. Times are RFC 3339 UTC with microseconds; `since` is inclusive, `until` is not.
 
     `equal` names columns and their values; `subjects`, where given, are pseudonyms of which one must match. Only
-    records with `seq <= bound` that lie behind `after`, a pair (time, seq), count.
+    records with `seq <= bound` that lie behind `after`, a pair (time, seq), and not behind `upto`, another, count.
     """
 
     bound: int
@@ -98,6 +98,7 @@ class AuditQuery:
     equal: Mapping[str, str] = field(default_factory=dict)
     subjects: frozenset[str] | None = None
     after: tuple[str, int] | None = None
+    upto: tuple[str, int] | None = None
 
 
 class AuditStore(Protocol):
@@ -128,6 +129,12 @@ class AuditStore(Protocol):
 
     def page(self, query: AuditQuery) -> list[tuple[str, int, bytes, str | None]]:
         """Matching records as (time, seq, stored bytes, pseudonym), ascending by time, then seq."""
+
+    def stretch(self, query: AuditQuery, count: int) -> tuple[str, int] | None:
+        """Up to where `page` would have looked at so many records, as (time, seq); None for fewer up to the end.
+
+        None as well where an index leads to the matching ones alone.
+        """
 
     def head(self) -> str | None:
         """The newest checkpoint, a signed note."""

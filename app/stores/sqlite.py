@@ -1,8 +1,9 @@
 """Audit logs in SQLite: one file a log, in WAL mode, where a commit returns once it is on the disk."""
 
+import sqlite3
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from operator import itemgetter
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, Final
 
 import orjson
 
-from app.stores import forgetting, keeping
+from app.stores import forgetting, keeping, paging
 from app.stores.base import BUNDLE, AuditEntry, AuditQuery, Change, Erase, Floor, Hold, Release, StoredRow, StoreError
 from app.stores.database import Database
 from app.stores.files import make
+from app.stores.paging import COLUMNS
 
 VERSION: Final = 3
 _SCHEMA = f"""
@@ -56,19 +58,12 @@ CREATE TABLE IF NOT EXISTS rebuild (due INTEGER PRIMARY KEY CHECK (due = 1));
 PRAGMA user_version = {VERSION};
 COMMIT;
 """
-COLUMNS: Final = ("time", "kind", "request_id", "tenant", "subject", "subject_country", "region", "outcome", "reason")
-"""Fields of a record that its row repeats, to be found by."""
 _HASH_SIZE = 32
 _FIELDS = itemgetter(*COLUMNS)
 _INSERT: Final = f"INSERT INTO records (seq, {', '.join(COLUMNS)}, record, leaf) VALUES "  # noqa: S608 - column names of this file
 _ONE: Final = f"(?{', ?' * (len(COLUMNS) + 2)})"
 _ROWS_AT_ONCE = 128
 """Rows of one INSERT, which is one step of SQLite: the interpreter's lock is let go of once for all of them."""
-_BY_REQUEST: Final = """
-(SELECT bundle AS number FROM bundles UNION ALL SELECT coalesce(max(bundle), -1) + 1 FROM bundles)
-CROSS JOIN records INDEXED BY records_request ON bundle = number
-"""
-"""Where to look for a request's id: in the index's part for each bundle, and for the one that is not complete."""
 _ROW = f"seq, {', '.join(COLUMNS)}, CAST(record AS BLOB), leaf"
 
 
@@ -149,33 +144,12 @@ class SqliteAuditStore:
             return [_stored(row) for row in self._db.execute(text)]
 
     def page(self, query: AuditQuery) -> list[tuple[str, int, bytes, str | None]]:
-        clauses = ["seq <= :bound"]
-        values: dict[str, Any] = {"bound": query.bound, "limit": query.limit}
-        for column, value in query.equal.items():
-            if column not in COLUMNS:
-                raise ValueError(f"{column!r} is no column to filter by")
-            clauses.append(f"{column} = :{column}")
-            values[column] = value
-        if query.since is not None:
-            clauses.append("time >= :since")
-            values["since"] = query.since
-        if query.until is not None:
-            clauses.append("time < :until")
-            values["until"] = query.until
-        if query.subjects is not None:
-            clauses.append("subject IN (SELECT value FROM json_each(:subjects))")
-            values["subjects"] = orjson.dumps(sorted(query.subjects)).decode()
-        if query.after is not None:
-            clauses.append("time >= :after_time AND (time > :after_time OR seq > :after_seq)")
-            values["after_time"], values["after_seq"] = query.after
-        source = _BY_REQUEST if "request_id" in query.equal else "records"
-        # Nothing of the caller's is in the text: columns are checked against a constant, values are bound.
-        text = f"""
-            SELECT time, seq, CAST(record AS BLOB), subject FROM {source}
-            WHERE {" AND ".join(clauses)} ORDER BY time, seq LIMIT :limit
-        """  # noqa: S608 - see above
         with self._file.named():
-            return self._db.execute(text, values).fetchall()
+            return paging.page(self._db, query)
+
+    def stretch(self, query: AuditQuery, count: int) -> tuple[str, int] | None:
+        with self._file.named():
+            return paging.stretch(self._db, query, count)
 
     def head(self) -> str | None:
         with self._file.named():
@@ -240,6 +214,12 @@ class SqliteAuditStore:
         with self._file.named():
             return keeping.expirable(self._db, before, limit)
 
+    def foreign(self) -> list[str]:
+        """What stands in the file's schema and is none of ours, or not as we lay it: `trigger NAME`."""
+        with self._file.named(), closing(sqlite3.connect(":memory:")) as ours:
+            ours.executescript(_SCHEMA)
+            return sorted({f"{kind} {name}" for kind, name, *_ in _objects(self._db) - _objects(ours)})
+
     def scrub(self) -> bool:
         with self._file.named():
             return self._file.truncate()
@@ -278,6 +258,12 @@ def _make(path: Path) -> None:
         make(path)
     except OSError as error:
         raise StoreError(f"audit log {path}: {error}") from error
+
+
+def _objects(db: sqlite3.Connection) -> set[tuple[str, str, str, str]]:
+    """Every table, index, trigger and view: its kind and name, its table's, and what made it."""
+    rows = db.execute("SELECT type, name, tbl_name, sql FROM sqlite_schema")
+    return {(str(kind), str(name), str(of), " ".join(str(sql).split())) for kind, name, of, sql in rows}
 
 
 def _stored(row: tuple[Any, ...]) -> StoredRow:

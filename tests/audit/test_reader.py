@@ -319,3 +319,32 @@ async def test_few_readings_take_a_thread_at_the_same_time(logs):
 
     assert await asyncio.gather(*(reader.aside(work, number) for number in range(12))) == list(range(12))
     assert max(most) == 2
+
+
+@pytest.mark.parametrize(("filters", "wanted"), [(Filters(outcome="refused"), 7), (Filters(reason="DENY_GPC"), 0)])
+async def test_a_page_ends_in_time_where_filters_leave_little_of_much(logs, filters, wanted):
+    """No page looks at all of a long log; what matches comes once and in order all the same."""
+    entries = []
+    for seq in range(1, 50_001):
+        made = record.decision(
+            id=f"m{seq}",
+            time=START + timedelta(seconds=seq),
+            outcome="refused" if seq in (5, 30_000, 50_000) else "permitted",
+            tenant="demo",
+            key_id="0",
+            request_id="r",
+        )
+        stored = record.canonical(numbered := record.numbered(made, "eu-west", seq))
+        entries.append(AuditEntry(seq, numbered, stored, leaf_hash(stored)))
+    logs.stores["eu-west"].append(entries, [])
+    for second in (1, 29_999, 45_000, 60_000):
+        logs.write("us-east", second, outcome="refused")
+    hurried = Reader(logs.settings, LOGS, lambda: TENANTS, page_time=0)
+    pages = [await hurried.page(filters, None, 2)]
+    while pages[-1].cursor:
+        logs.write("us-east", 20_000 + len(pages), outcome="refused")  # too late to count
+        pages.append(await hurried.page(filters, pages[-1].cursor, 2))
+    times = [each["time"] for page in pages for each in page.records]
+    assert times == sorted(set(times))
+    assert len(times) == wanted
+    assert len(pages) > max(2, wanted // 2)

@@ -16,6 +16,7 @@ from structlog.testing import capture_logs
 from app.audit.check.findings import Result
 from app.audit.check.saved import Saved
 from app.audit.check.verify import verify
+from app.audit.checkpoint import cosigned_at
 from app.audit.keys import FileKeys
 from app.audit.ledger import Ledger
 from app.audit.opener import Opener
@@ -23,8 +24,10 @@ from app.audit.place import Place
 from app.audit.pseudonym import Pseudonyms
 from app.audit.record import canonical
 from app.audit.rights.officer import Actor, event
+from app.audit.rights.offline import rotate, sites
 from app.audit.rights.person import People
 from app.audit.rights.rights import Rights
+from app.audit.witness.notebook import Notebook
 from app.audit.writer import Trail
 from app.config import Settings
 from app.errors import AuditUnavailable, Forbidden, InvalidRequest, NotFound
@@ -621,4 +624,26 @@ async def test_who_comes_back_while_being_erased_keeps_what_came_later(audit, pa
         assert await erasing == 5000
         found = People(audit, LOGS).find(ANNA, ["demo"])
         assert [each.records for each in found.traces] == [2]
+    intact(audit)
+
+
+# --- new keys
+
+
+async def test_the_key_of_cosignatures_is_rotated_and_what_the_old_one_cosigned_still_counts(audit, pair):
+    async with open_trail(audit) as trail:
+        await trail.append("eu-west", pair(), 10)
+        note = await trail.checkpoint("eu-west")
+    key = Place(audit.path, "eu-west", "edge").verifiers()[-1]
+    Notebook(audit, "edge").keep("edge", "eu-west", note, key, 17)
+    (site,) = sites(audit.path, audit.key_directory)
+    renewed = await rotate(site)
+    assert renewed.keys() == {*LOGS, "witness"}
+    notebook = Notebook(audit, "edge")
+    assert notebook.last("edge", "eu-west").seconds == 17
+    keys = Place(audit.path / "witness", "witness", "edge").verifiers()
+    assert [each.line() for each in keys][1:] == [renewed["witness"]]
+    notebook.keep("edge", "eu-west", note, key, 18)
+    assert cosigned_at(notebook.file("edge", "eu-west").read_text(), keys[1]) == 18
+    assert {"key": renewed["witness"]} in [each["detail"] for each in rows(audit, "gateway")]
     intact(audit)

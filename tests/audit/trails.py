@@ -414,6 +414,18 @@ def replace_the_keys(log: Damaged) -> Hit:
     return Hit(None)
 
 
+def plant_in_the_schema(log: Damaged) -> Hit:
+    """What would act, or be read, in the place of the log's own tables."""
+    planted = (
+        "CREATE TRIGGER mine AFTER INSERT ON records BEGIN UPDATE records SET tenant = 'x' WHERE seq = new.seq; END",
+        "CREATE VIEW mine AS SELECT * FROM records",
+        "CREATE TABLE mine (seq INTEGER)",
+        "CREATE INDEX mine ON records (outcome)",
+    )
+    log.run(log.draw.choice(planted))
+    return Hit(None)
+
+
 def drop_a_legal_hold(log: Damaged) -> Hit:
     (identity,) = log.draw.sample(["hold-1", "hold-2"], 1)
     log.run("DELETE FROM holds WHERE id = ?", identity)
@@ -478,6 +490,7 @@ TAMPERINGS: tuple[Tampering, ...] = (
     remove_the_log,
     remove_the_log_and_its_keys,
     replace_the_keys,
+    plant_in_the_schema,
     drop_a_legal_hold,
     narrow_a_legal_hold,
     renew_a_released_hold,

@@ -101,6 +101,8 @@ class _Check:
         )
 
     def _verify(self, store: SqliteAuditStore, progress: Progress) -> None:
+        for each in store.foreign():  # it could change what is written, or what is read here
+            self._found(Result.TAMPERED, f"{each} in {self._files.place.file.name} is not as a gateway lays it")
         end: StoreError | None = None
         try:
             floor = store.floor()

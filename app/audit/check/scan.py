@@ -16,7 +16,7 @@ from app.audit.record import canonical
 from app.audit.seal import PERSONAL
 from app.audit.tree import EMPTY, Edge
 from app.stores.base import BUNDLE, AuditStore, StoredRow, StoreError
-from app.stores.sqlite import COLUMNS
+from app.stores.paging import COLUMNS
 
 Found = Callable[[Result, str, int | None, str | None], None]
 """Told of everything that is wrong: what it makes of the log, in words, with which record it begins, that one's id."""

@@ -14,7 +14,7 @@ from app.audit.keys import FileKeys
 from app.audit.place import Place
 from app.audit.rights.officer import Actor, event
 from app.audit.writer import Trail, TrailError
-from app.config import RESERVED_LOG, AuditSettings
+from app.config import RESERVED_LOG, WITNESS, AuditSettings
 from app.stores.base import StoreError
 
 _NEVER: Final = 200 * 365 * 86400.0
@@ -85,20 +85,25 @@ def _check_signing_key(files: LogFiles, keys: Path) -> None:
 async def rotate(site: Site) -> Mapping[str, str]:
     """New signing and wrapping keys for every log of a trail, each recorded there; the new public keys by log.
 
+    The key of its cosignatures is renewed as well where there is one, and that recorded in the gateway's own log.
+
     Raises `TrailError`, `StoreError` and `AuditUnavailable`; whatever broke off, all keys are usable, and doing it
     again rotates them again.
     """
     async with site.opened():  # nobody else writes meanwhile, and the old keys are good
-        renewed = {log: await asyncio.to_thread(_renew, site, log) for log in site.logs}
+        places = [Place(site.audit.path, log, site.standing) for log in site.logs]
+        if FileKeys(site.audit.key_directory).has_signing_key(WITNESS):
+            places.append(Place(site.audit.path / WITNESS, WITNESS, site.standing))
+        renewed = {place.log: await asyncio.to_thread(_renew, site, place) for place in places}
     async with site.opened() as trail:  # the new keys are good
         for log, line in renewed.items():
-            await trail.append(log, [event("rotation", "rotated", {"key": line}, Actor())], _DEADLINE)
+            told = log if log in site.logs else RESERVED_LOG
+            await trail.append(told, [event("rotation", "rotated", {"key": line}, Actor())], _DEADLINE)
     return renewed
 
 
-def _renew(site: Site, log: str) -> str:
-    place = Place(site.audit.path, log, site.standing)
-    FileKeys(site.audit.key_directory).rotate(log)
+def _renew(site: Site, place: Place) -> str:
+    FileKeys(site.audit.key_directory).rotate(place.log)
     key = _public(site.audit.key_directory, place)
     place.publish(key)
     return key.line()
