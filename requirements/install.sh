@@ -17,7 +17,7 @@ die() {
 
 case $what in
   run) extras=worker ;;
-  test) extras=worker,test ;;
+  test) extras=worker,convert,test ;;
   *) die "unknown set of dependencies '$what'; it is run or test" ;;
 esac
 

@@ -31,13 +31,14 @@ class Batch:
 
     `flops` were executed in the feed-forward layers, routers included (two per multiply-add); `dense_flops` is what the
     dense layers would have taken. `utilisation` holds the tokens that each expert served, summed over the layers; it is
-    empty for a model without experts.
+    empty for a model without experts. `unrouted` counts likewise the tokens whose router failed or was not asked.
     """
 
     outcomes: list[Outcome]
     flops: int
     dense_flops: int
     utilisation: tuple[int, ...] = ()
+    unrouted: int = 0
 
 
 class ServedModel(Protocol):

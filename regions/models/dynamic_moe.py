@@ -14,6 +14,7 @@ import torch
 from regions.models.base import Batch, Item, Outcome
 from regions.models.minilm import PLATFORM
 from regions.moe.config import Fallback, MoEConfig
+from regions.moe.guard import GuardedLayer
 from regions.moe.layer import MoELayer
 from regions.wire import refusal, wrong_datatype, wrong_shape
 
@@ -31,6 +32,7 @@ class DynamicMoE:
         self.config = config
         generator = torch.Generator().manual_seed(SEED)
         self.layer = MoELayer(config, generator).eval().requires_grad_(requires_grad=False)
+        self._guarded = GuardedLayer(self.layer)
 
     def metadata(self) -> Mapping[str, Any]:
         """KServe v2 model metadata."""
@@ -69,7 +71,7 @@ class DynamicMoE:
         """Runs the tokens of all items as one batch; each token is routed by itself."""
         x_TW = torch.from_numpy(np.concatenate([item.payload for item in items]))
         budget = cast("float | None", items[0].group)
-        output = self.layer(x_TW, budget, generator=torch.Generator().manual_seed(SEED))
+        output = self._guarded(x_TW, budget, generator=torch.Generator().manual_seed(SEED))
         routing = output.routing
         # A token whose router failed may have every expert; the columns are those of the item's own busiest token.
         experts_TE, weights_TE = routing.ranked(self.config.experts)
@@ -85,7 +87,13 @@ class DynamicMoE:
         )
         names = [output["name"] for output in self.metadata()["outputs"]]
         outcomes = [Outcome({name: part.numpy() for name, part in zip(names, item, strict=True)}, {}) for item in parts]
-        return Batch(outcomes, int(output.flops_T.sum()), output.dense_flops, tuple(output.utilisation_E.tolist()))
+        return Batch(
+            outcomes,
+            flops=int(output.flops_T.sum()),
+            dense_flops=output.dense_flops,
+            utilisation=tuple(output.utilisation_E.tolist()),
+            unrouted=int(routing.failed_T.sum()),
+        )
 
 
 def config_for(profile: Literal["inference", "training"], fallback: Fallback) -> MoEConfig:

@@ -5,7 +5,8 @@ L length of one text, V vocabulary. Texts lie in the order of their lengths, so 
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +17,9 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from regions.moe.experts import steady_linear
+from regions.moe.linear import packed_linear
+
+WEIGHTS = "model.safetensors"
 
 FeedForward = Callable[[int, Tensor], Tensor]
 """Maps (layer, x_TD) to y_TD: the place where a dense layer and a mixture of experts can stand for each other."""
@@ -77,60 +80,89 @@ class Packed:
         return found
 
 
+Pair = tuple[Tensor, Tensor]
+"""The weight and the bias of a linear map or a normalisation."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The weights of one layer; query, key and value are one matrix."""
+    """The weights of one layer, in float32; query, key and value are one matrix."""
 
-    qkv: tuple[Tensor, Tensor]
-    attended: tuple[Tensor, Tensor]
-    attention_norm: tuple[Tensor, Tensor]
-    up: tuple[Tensor, Tensor]
-    down: tuple[Tensor, Tensor]
-    output_norm: tuple[Tensor, Tensor]
+    qkv: Pair
+    attended: Pair
+    attention_norm: Pair
+    up: Pair
+    down: Pair
+    output_norm: Pair
+
+
+class Layer:
+    """One layer made ready to run in a data type."""
+
+    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+        def cast(pair: Pair) -> Pair:
+            return pair[0].to(dtype), pair[1].to(dtype)
+
+        self.qkv = packed_linear(*cast(block.qkv))
+        self.attended = packed_linear(*cast(block.attended))
+        self.attention_norm = cast(block.attention_norm)
+        self.up = packed_linear(*cast(block.up), gelu=True)
+        self.down = packed_linear(*cast(block.down))
+        self.output_norm = cast(block.output_norm)
 
 
 class Encoder:
-    """BERT (Devlin et al. 2019) without pooler, in fp32, for inference; a call gives the last hidden states."""
+    """BERT (Devlin et al. 2019) without pooler, for inference; a call gives the last hidden states."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
         """Reads `config.json` and `model.safetensors`; raises ValueError or OSError where they do not fit."""
         self.config = EncoderConfig.read(directory / "config.json")
-        with safe_open(directory / "model.safetensors", framework="pt") as file:
-            weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - a file, not a mapping
-        self._words_VD = weights["embeddings.word_embeddings.weight"]
-        # Every text is of type 0, so that row joins the positions once and for all.
-        kind_D = weights["embeddings.token_type_embeddings.weight"][0]
-        self._positions_LD = weights["embeddings.position_embeddings.weight"] + kind_D
-        self._norm = (weights["embeddings.LayerNorm.weight"], weights["embeddings.LayerNorm.bias"])
-        self.blocks = tuple(_block(weights, layer) for layer in range(self.config.layers))
+        self.dtype = dtype
+        with safe_open(directory / WEIGHTS, framework="pt") as file:
+            self._words_VD = file.get_tensor("embeddings.word_embeddings.weight").to(dtype)
+            # Every text is of type 0, so that row joins the positions once and for all.
+            kind_D = file.get_tensor("embeddings.token_type_embeddings.weight")[0].float()
+            positions_LD = file.get_tensor("embeddings.position_embeddings.weight").float() + kind_D
+            norm = [file.get_tensor(f"embeddings.LayerNorm.{name}").to(dtype) for name in ("weight", "bias")]
+        self._positions_LD = positions_LD.to(dtype)
+        self._norm = (norm[0], norm[1])
+        self._layers = tuple(Layer(block, dtype) for block in read_blocks(directory))
+
+    def with_blocks(self, blocks: Sequence[Block]) -> Self:
+        """The encoder with other blocks over the same embeddings, which are not copied."""
+        other = copy(self)
+        other._layers = tuple(Layer(block, self.dtype) for block in blocks)  # noqa: SLF001 - its own class
+        return other
 
     def __call__(self, packed: Packed, feed_forward: FeedForward | None = None) -> Tensor:
         """hidden_TD of the last layer; `feed_forward` stands for the dense feed-forward layers where given."""
         feed_forward = feed_forward or self.dense
-        x_TD = self._words_VD[packed.ids_T] + self._positions_LD[packed.positions_T]
-        x_TD = self._normalise(x_TD, self._norm)
-        for layer, block in enumerate(self.blocks):
-            x_TD = self._normalise(x_TD + self._attend(block, x_TD, packed), block.attention_norm)
-            x_TD = self._normalise(x_TD + feed_forward(layer, x_TD), block.output_norm)
+        x_TD = self.embed(packed.ids_T, packed.positions_T)
+        for number, layer in enumerate(self._layers):
+            x_TD = self._normalise(x_TD + self._attend(layer, x_TD, packed), layer.attention_norm)
+            x_TD = self._normalise(x_TD + feed_forward(number, x_TD), layer.output_norm)
         return x_TD
+
+    def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
+        """The tokens, of any shape, as they enter the first layer; one more dimension holds their features."""
+        return self._normalise(self._words_VD[ids] + self._positions_LD[positions], self._norm)
 
     def dense(self, layer: int, x_TD: Tensor) -> Tensor:
         """The dense feed-forward layer: GELU between two matrices."""
-        block = self.blocks[layer]
-        return steady_linear(functional.gelu(steady_linear(x_TD, *block.up)), *block.down)
+        return self._layers[layer].down(self._layers[layer].up(x_TD))
 
-    def _attend(self, block: Block, x_TD: Tensor, packed: Packed) -> Tensor:
+    def _attend(self, layer: Layer, x_TD: Tensor, packed: Packed) -> Tensor:
         heads, width = self.config.heads, self.config.width
-        qkv_T3HC = steady_linear(x_TD, *block.qkv).view(-1, 3, heads, width // heads)
+        qkv_T3HC = layer.qkv(x_TD).view(-1, 3, heads, width // heads)
         out_TD = torch.empty_like(x_TD)
         for start, count, length in packed.blocks():
             rows = slice(start, start + count * length)
             qkv_3BHLC = qkv_T3HC[rows].view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
             out_BHLC = functional.scaled_dot_product_attention(*qkv_3BHLC)
             out_TD[rows] = out_BHLC.transpose(1, 2).reshape(-1, width)
-        return steady_linear(out_TD, *block.attended)
+        return layer.attended(out_TD)
 
-    def _normalise(self, x_TD: Tensor, norm: tuple[Tensor, Tensor]) -> Tensor:
+    def _normalise(self, x_TD: Tensor, norm: Pair) -> Tensor:
         return functional.layer_norm(x_TD, (self.config.width,), *norm, self.config.epsilon)
 
 
@@ -138,25 +170,31 @@ def mean_pool(hidden_TD: Tensor, packed: Packed) -> Tensor:
     """embeddings_BD: the mean over each text's tokens, scaled to length 1 (Reimers & Gurevych 2019)."""
     means_BD = torch.cat(
         [
-            hidden_TD[start : start + count * length].view(count, length, -1).mean(dim=1)
+            hidden_TD[start : start + count * length].view(count, length, -1).float().mean(dim=1)
             for start, count, length in packed.blocks()
         ]
     )
     return functional.normalize(means_BD, dim=-1)
 
 
-def _block(weights: dict[str, Tensor], layer: int) -> Block:
-    prefix = f"encoder.layer.{layer}."
+def read_blocks(directory: Path) -> tuple[Block, ...]:
+    """The blocks of a checkpoint; raises ValueError or OSError where they do not fit."""
+    config = EncoderConfig.read(directory / "config.json")
+    with safe_open(directory / WEIGHTS, framework="pt") as file:
 
-    def pair(name: str) -> tuple[Tensor, Tensor]:
-        return weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
+        def pair(name: str) -> Pair:
+            return file.get_tensor(f"{name}.weight").float(), file.get_tensor(f"{name}.bias").float()
 
-    parts = [pair(f"attention.self.{name}") for name in ("query", "key", "value")]
+        return tuple(_block(pair, f"encoder.layer.{layer}") for layer in range(config.layers))
+
+
+def _block(pair: Callable[[str], Pair], prefix: str) -> Block:
+    parts = [pair(f"{prefix}.attention.self.{name}") for name in ("query", "key", "value")]
     return Block(
         qkv=(torch.cat([weight for weight, _ in parts]), torch.cat([bias for _, bias in parts])),
-        attended=pair("attention.output.dense"),
-        attention_norm=pair("attention.output.LayerNorm"),
-        up=pair("intermediate.dense"),
-        down=pair("output.dense"),
-        output_norm=pair("output.LayerNorm"),
+        attended=pair(f"{prefix}.attention.output.dense"),
+        attention_norm=pair(f"{prefix}.attention.output.LayerNorm"),
+        up=pair(f"{prefix}.intermediate.dense"),
+        down=pair(f"{prefix}.output.dense"),
+        output_norm=pair(f"{prefix}.output.LayerNorm"),
     )

@@ -23,9 +23,9 @@ class MiniLM:
     name = "minilm"
     takes: Literal["text", "tensor"] = "text"
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
         """Reads weights and tokenizer; raises ValueError or OSError where they are not those of a BERT encoder."""
-        self.encoder = Encoder(directory)
+        self.encoder = Encoder(directory, dtype)
         self.tokens = TextTokens(directory)
 
     def metadata(self) -> Mapping[str, Any]:

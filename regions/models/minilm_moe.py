@@ -1,10 +1,9 @@
-"""Serves the MiniLM encoder with its feed-forward layers split into experts, at a compute budget.
+"""Serves a text encoder whose feed-forward layers were converted into experts, at a compute budget.
 
-Shapes: T tokens, D width, E experts.
+Shapes: T tokens, D width, H hidden features, E experts, F = H / E features of one.
 """
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from typing import Any, Literal, cast
 
 import numpy.typing as npt
@@ -12,35 +11,48 @@ import torch
 from torch import Tensor
 
 from regions.models.base import Batch, Item, Outcome
-from regions.models.convert import DenseLayer, SplitLayer, split
-from regions.models.encoder import Packed
+from regions.models.checkpoint import Checkpoint
+from regions.models.depth import layer_shares
+from regions.models.encoder import Block
 from regions.models.minilm import MiniLM, by_length, embed, text_metadata
-from regions.moe.config import Fallback
-from regions.moe.layer import MoEOutput
+from regions.moe.config import Fallback, MoEConfig
+from regions.moe.guard import GuardedLayer
+from regions.moe.layer import MoELayer, MoEOutput
 from regions.wire import wrong_datatype
 
-EXPERTS = 16
 SEED = 20_251
 """Chance, where the fallback `random` asks for it, starts here in each forward."""
 
 
 class MiniLMMoE:
-    """The encoder of `dense` at a share of its feed-forward FLOPs; at budget 1.0 it is the dense encoder itself.
-
-    The split is learnt at construction from the calibration text of this package, which takes seconds and gives the
-    same experts each time.
-    """
+    """The encoder of `dense` at a share of its feed-forward FLOPs; at budget 1.0 it is the dense encoder itself."""
 
     name = "minilm-moe"
     takes: Literal["text", "tensor"] = "text"
 
-    def __init__(self, dense: MiniLM, default_budget: float, fallback: Fallback) -> None:
+    def __init__(
+        self, dense: MiniLM, conversion: Checkpoint, default_budget: float = 0.5, fallback: Fallback = "dense"
+    ) -> None:
         self._dense = dense
         self._default = default_budget
-        self.layers = tuple(
-            split(DenseLayer(*block.up, *block.down, block.output_norm[0]), x_TD, EXPERTS, fallback)
-            for block, x_TD in zip(dense.encoder.blocks, calibration_inputs(dense), strict=True)
+        self._emphases = conversion.emphases
+        layers = range(dense.encoder.config.layers)
+        self._encoder = dense.encoder.with_blocks([_block(conversion, layer) for layer in layers])
+        self.layers = tuple(_experts(conversion, layer, fallback).to(dense.encoder.dtype) for layer in layers)
+        # What skipped experts stand for: every token gets the sum, and a chosen expert takes its own part off again.
+        self._bias = tuple(
+            (conversion.pair(layer, "down")[1] + conversion.skipped(layer).sum(dim=0)).to(dense.encoder.dtype)
+            for layer in layers
         )
+        for layer in self.layers:
+            layer.router.float()
+            layer.experts.pack()
+        self._guarded = tuple(GuardedLayer(layer) for layer in self.layers)
+
+    @property
+    def experts(self) -> int:
+        """Experts of each layer."""
+        return self.layers[0].config.experts
 
     def metadata(self) -> Mapping[str, Any]:
         """KServe v2 model metadata."""
@@ -64,59 +76,86 @@ class MiniLMMoE:
         dense_flops = [self._dense.dense_flops(count) for count in tokens]
         if budget >= 1.0:
             batch = self._dense.forward(items)
-            everyone = (sum(tokens) * len(self.layers),) * EXPERTS
+            everyone = (sum(tokens) * len(self.layers),) * self.experts
             outcomes = [Outcome(done.arrays, _details(budget, 1.0)) for done in batch.outcomes]
             return Batch(outcomes, batch.flops, batch.dense_flops, everyone)
-        run = _Run(self.layers, budget)
-        arrays = embed(self._dense.encoder, items, run)
         order = by_length(items)
-        flops = _sums(run.outputs, [tokens[place] for place in order])
+        run = _Run(self._guarded, self._bias, layer_shares(budget, self._emphases), [tokens[place] for place in order])
+        arrays = embed(self._encoder, items, run)
+        flops = run.flops()
         share = {place: count / dense_flops[place] for place, count in zip(order, flops, strict=True)}
         return Batch(
             [Outcome({"embedding": row}, _details(budget, share[place])) for place, row in enumerate(arrays)],
             flops=sum(flops),
             dense_flops=sum(dense_flops),
             utilisation=tuple(torch.stack([output.utilisation_E for output in run.outputs]).sum(dim=0).tolist()),
+            unrouted=sum(int(output.routing.failed_T.sum()) for output in run.outputs),
         )
 
 
 class _Run:
-    """One forward's way through the split layers, and what each of them executed."""
+    """One forward's way through the layers, and what each of them executed."""
 
-    def __init__(self, layers: tuple[SplitLayer, ...], budget: float) -> None:
+    def __init__(
+        self, layers: Sequence[GuardedLayer], bias: Sequence[Tensor], shares: Sequence[float], lengths: Sequence[int]
+    ) -> None:
         self._layers = layers
-        self._budget = budget
+        self._bias = bias
+        self._shares = shares
+        self._lengths = lengths
         self._generator = torch.Generator().manual_seed(SEED)
         self.outputs: list[MoEOutput] = []
 
     def __call__(self, layer: int, x_TD: Tensor) -> Tensor:
-        part = self._layers[layer]
-        output: MoEOutput = part.layer(
-            x_TD, self._budget, skipped_ED=part.skipped(self._budget), generator=self._generator
-        )
+        output = self._layers[layer](x_TD, self._shares[layer], lengths=self._lengths, generator=self._generator)
         self.outputs.append(output)
-        return output.y_TD + part.bias_D
+        return output.y_TD + self._bias[layer]
+
+    def flops(self) -> list[int]:
+        """Those of each text, in the order in which they lie."""
+        flops_T = torch.stack([output.flops_T for output in self.outputs]).sum(dim=0)
+        return [int(part.sum()) for part in torch.split(flops_T, list(self._lengths))]
 
 
 def _details(budget: float, share: float) -> dict[str, float]:
     return {"compute_budget": budget, "flops_share": share}
 
 
-def _sums(outputs: list[MoEOutput], tokens: list[int]) -> list[int]:
-    flops_T = torch.stack([output.flops_T for output in outputs]).sum(dim=0)
-    return [int(part.sum()) for part in torch.split(flops_T, tokens)]
+def _block(conversion: Checkpoint, layer: int) -> Block:
+    pair = conversion.pair
+    return Block(
+        qkv=pair(layer, "qkv"),
+        attended=pair(layer, "attended"),
+        attention_norm=pair(layer, "attention_norm"),
+        up=pair(layer, "up"),
+        down=pair(layer, "down"),
+        output_norm=pair(layer, "output_norm"),
+    )
 
 
-@torch.inference_mode()
-def calibration_inputs(dense: MiniLM) -> list[Tensor]:
-    """x_TD of each feed-forward layer on the package's calibration text, a text a line."""
-    text = resources.files("regions.models").joinpath("calibration.txt").read_text(encoding="utf-8")
-    encoded = [dense.tokens.encode(line, param="calibration", truncate=True)[0] for line in text.splitlines()]
-    seen: list[Tensor] = []
-
-    def watch(layer: int, x_TD: Tensor) -> Tensor:
-        seen.append(x_TD)
-        return dense.encoder.dense(layer, x_TD)
-
-    dense.encoder(Packed.of(sorted(encoded, key=len)), watch)
-    return seen
+def _experts(conversion: Checkpoint, layer: int, fallback: Fallback) -> MoELayer:
+    """The converted layer, without the bias that all tokens get."""
+    up_HD, up_bias_H = conversion.pair(layer, "up")
+    down_DH, _ = conversion.pair(layer, "down")
+    router_ED, router_bias_E = conversion.pair(layer, "router")
+    hidden, width = up_HD.shape
+    experts = len(router_ED)
+    config = MoEConfig(
+        width=width,
+        hidden=hidden // experts,
+        experts=experts,
+        min_experts=0,
+        max_experts=experts,
+        scorer="norm",
+        rule="sequence_budget",
+        gate="unit",
+        fallback=fallback,
+    )
+    moe = MoELayer(config).requires_grad_(requires_grad=False).eval()
+    moe.router.weight_ED.copy_(router_ED)
+    moe.router.bias_E.copy_(router_bias_E)
+    moe.experts.up_EFD.copy_(up_HD.view(experts, -1, width))
+    moe.experts.up_bias_EF.copy_(up_bias_H.view(experts, -1))
+    moe.experts.down_EDF.copy_(down_DH.view(width, experts, -1).transpose(0, 1))
+    moe.experts.down_bias_ED.copy_(-conversion.skipped(layer))
+    return moe

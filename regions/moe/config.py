@@ -7,11 +7,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
+from regions.moe.complexity import Estimator
+
 Fallback = Literal["dense", "load_balance", "single_expert", "random"]
 """Who serves a token when the router fails on it: every expert, turns, the first expert, or chance."""
 
 Gate = Literal["softmax", "unit"]
 """How chosen experts are weighed: by their renormalised probabilities, or each by one (parts of a dense layer)."""
+
+Scorer = Literal["linear", "norm"]
+"""How experts are scored: logits of a token scaled to unit length, or logarithms of what each would contribute."""
+
+RuleName = Literal["complexity_k", "top_k", "top_p", "relative_threshold", "sequence_budget"]
+"""How many experts a token gets, and which (`rules`)."""
 
 ENVIRONMENT_PREFIX = "TIDEGATE_MOE_"
 
@@ -22,7 +30,9 @@ class MoEConfig:
 
     `compute_budget` is the share of the FLOPs of all experts that a token takes on average, router included; without
     one, the number of experts ranges freely from `min_experts` to `max_experts`. `spread` is how far, in experts, a
-    token may depart from the average that a budget allows.
+    token may depart from the average that a budget allows. `mass` is what the rule `top_p` gathers, `ratio` what
+    `relative_threshold` asks for; a `BudgetController` moves them. `noise` is the standard deviation of what is added
+    to the scores in training (Shazeer et al. 2017).
     """
 
     width: int
@@ -32,6 +42,12 @@ class MoEConfig:
     max_experts: int
     compute_budget: float | None = None
     spread: float = 1.0
+    mass: float = 0.6
+    ratio: float = 0.3
+    scorer: Scorer = "linear"
+    rule: RuleName = "complexity_k"
+    estimator: Estimator = "entropy"
+    noise: float = 0.0
     gate: Gate = "softmax"
     fallback: Fallback = "dense"
     resilience: bool = True
@@ -51,7 +67,10 @@ class MoEConfig:
             raise ValueError("min_experts is 0; a softmax gate needs at least 1 expert to weigh")
         if self.compute_budget is not None and not 0 < self.compute_budget <= 1:
             raise ValueError(f"compute_budget is {self.compute_budget}; a share over 0 and up to 1 is needed")
-        for name in ("spread", "balance_weight", "z_weight"):
+        for name in ("mass", "ratio"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a share over 0 and up to 1 is needed")
+        for name in ("spread", "noise", "balance_weight", "z_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} is {getattr(self, name)}; a finite number from 0 up is needed")
 
@@ -81,9 +100,9 @@ class MoEConfig:
     def from_env(cls, environment: Mapping[str, str]) -> Self:
         """The inference settings (TIDEGATE_MOE_PROFILE=training: the training ones) with what the mapping overrides.
 
-        Every field is named TIDEGATE_MOE_ and its name in capitals: TIDEGATE_MOE_WIDTH, _HIDDEN, _EXPERTS,
-        _MIN_EXPERTS, _MAX_EXPERTS, _COMPUTE_BUDGET (`none` for no budget), _SPREAD, _GATE, _FALLBACK, _RESILIENCE
-        (true or false), _BALANCE_WEIGHT, _Z_WEIGHT. Raises ValueError naming the variable that is unknown or wrong.
+        Every field is named TIDEGATE_MOE_ and its name in capitals, such as TIDEGATE_MOE_MAX_EXPERTS; a
+        COMPUTE_BUDGET of `none` is no budget, RESILIENCE is true or false. Raises ValueError naming the variable that
+        is unknown or wrong.
         """
         given = {
             name.removeprefix(ENVIRONMENT_PREFIX).lower(): text

@@ -4,14 +4,14 @@ Shapes: T tokens, E experts, D width, F inner width of an expert, N (token, expe
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from regions.moe.config import MoEConfig
-from regions.moe.dispatch import Dispatch
-from regions.moe.experts import Experts
+from regions.moe.experts import Backend, Experts
 from regions.moe.fallback import stand_in
 from regions.moe.flops import feed_forward_flops, router_flops
 from regions.moe.losses import auxiliary_loss
@@ -49,43 +49,47 @@ class MoELayer(nn.Module):
         x_TD: Tensor,
         budget: float | None = None,
         *,
-        skipped_ED: Tensor | None = None,
+        lengths: Sequence[int] | None = None,
+        backend: Backend | None = None,
         generator: torch.Generator | None = None,
+        routed: bool = True,
     ) -> MoEOutput:
-        """Runs T tokens; `budget` stands for the configured one, `generator` serves the fallback `random`.
+        """Runs T tokens of texts of `lengths` (one, unless given), at the configured budget unless `budget` is given.
 
-        `skipped_ED` is what an expert contributes to the tokens that it does not serve (nothing unless given), for the
-        gate `unit` alone: a weight other than one would scale the part taken off as well.
+        `backend` runs the experts (the fastest, unless given), `generator` serves the fallback `random`. Not `routed`,
+        the router is not asked and counts as failed, without FLOPs.
         Raises RouterError where the router fails and `config.resilience` is off.
         """
-        if skipped_ED is not None and self.config.gate != "unit":
-            raise ValueError(f"skipped_ED needs the gate unit, not {self.config.gate}")
-        routing = self._route(x_TD, budget, generator)
-        dispatch = Dispatch.by_expert(routing.chosen_TE)
-        # Every token gets the sum of what all experts stand for; a chosen expert takes its own part of that off again.
-        y_ND = self.experts(dispatch.gather(x_TD), dispatch.counts, skipped_ED)
-        y_TD = dispatch.combine(y_ND, routing.weights_TE)
-        if skipped_ED is not None:
-            y_TD = y_TD + skipped_ED.sum(dim=0)
+        scores_TE = self._scores(x_TD) if routed else x_TD.new_full((len(x_TD), self.config.experts), math.nan)
+        routing = self._route(x_TD, scores_TE, budget, lengths, generator)
         size = self.config
         return MoEOutput(
-            y_TD=y_TD,
+            y_TD=self.experts(x_TD, routing.chosen_TE, None if size.gate == "unit" else routing.weights_TE, backend),
             routing=routing,
-            flops_T=router_flops(1, size.width, size.experts)
+            flops_T=(router_flops(1, size.width, size.experts) if routed else 0)
             + feed_forward_flops(1, size.width, size.hidden) * routing.chosen_TE.sum(dim=1),
             dense_flops=feed_forward_flops(len(x_TD), size.width, size.hidden * size.experts),
-            utilisation_E=torch.tensor(dispatch.counts),
+            utilisation_E=routing.chosen_TE.sum(dim=0),
             loss=auxiliary_loss(size, routing.scores_TE, routing.chosen_TE) if self.training else None,
         )
 
-    def _route(self, x_TD: Tensor, budget: float | None, generator: torch.Generator | None) -> Routing:
+    def _scores(self, x_TD: Tensor) -> Tensor:
         try:
-            scores_TE = self.router.scores(x_TD)
+            return self.router.scores(x_TD)
         except RuntimeError as error:  # what torch raises for weights that do not fit
             if not self.config.resilience:
                 raise RouterError(f"the router failed: {error}") from error
-            scores_TE = x_TD.new_full((len(x_TD), self.config.experts), math.nan)
-        routing = self.router.decide(scores_TE, budget)
+            return x_TD.new_full((len(x_TD), self.config.experts), math.nan)
+
+    def _route(
+        self,
+        x_TD: Tensor,
+        scores_TE: Tensor,
+        budget: float | None,
+        lengths: Sequence[int] | None,
+        generator: torch.Generator | None,
+    ) -> Routing:
+        routing = self.router.decide(x_TD, scores_TE, budget, lengths)
         failed = int(routing.failed_T.sum())
         if failed and not self.config.resilience:
             raise RouterError(f"the router's scores are not finite for {failed} of {len(x_TD)} tokens")

@@ -17,15 +17,13 @@ def expert_output(experts: Experts, expert: int, x_D: Tensor) -> Tensor:
     return experts.down_EDF[expert] @ inner_F + experts.down_bias_ED[expert]
 
 
-def mixture(experts: Experts, routing: Routing, x_TD: Tensor, skipped_ED: Tensor | None = None) -> Tensor:
-    """y_TD: for each token, what each chosen expert gives times its weight, and what each skipped one stands for."""
+def mixture(experts: Experts, routing: Routing, x_TD: Tensor) -> Tensor:
+    """y_TD: for each token, what each chosen expert gives times its weight."""
     y_TD = torch.zeros_like(x_TD)
     for token in range(x_TD.shape[0]):
         for expert in range(routing.chosen_TE.shape[1]):
             if routing.chosen_TE[token, expert]:
                 y_TD[token] += routing.weights_TE[token, expert] * expert_output(experts, expert, x_TD[token])
-            elif skipped_ED is not None:
-                y_TD[token] += skipped_ED[expert]
     return y_TD
 
 

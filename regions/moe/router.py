@@ -1,17 +1,20 @@
 """Decides for each token which experts serve it, and how many: as many as the token needs and the budget allows.
 
-Shapes: T tokens, E experts, D width, Q quantiles.
+Shapes: T tokens, E experts, D width.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from regions.moe import rules
+from regions.moe.complexity import Complexity
 from regions.moe.config import Gate, MoEConfig
-from regions.moe.experts import steady_linear
 from regions.moe.flops import feed_forward_flops, router_flops
+from regions.moe.linear import steady_linear
 
 INITIAL_SPREAD = 2.0
 """Standard deviation of fresh scores: wide enough for some tokens to have a clear favourite and others to have none."""
@@ -56,15 +59,13 @@ def gate_weights(gate: Gate, scores_TE: Tensor, chosen_TE: Tensor) -> Tensor:
 
 
 class DynamicRouter(nn.Module):
-    """Scores experts by a linear map of the token scaled to unit root mean square, so that its length decides nothing.
+    """Scores experts by a linear map of the token, and has a rule choose among them.
 
-    A token's complexity is the entropy of the softmax of its scores over that of an even spread (Huang et al. 2024,
-    "Harder Tasks Need More Experts", count experts by the same uncertainty). It is ranked among the complexities seen
-    in calibration (uncalibrated: taken as it is), and the rank, in [0, 1], sets the number of experts. Each token is
-    decided by itself, and `forward` changes nothing on the module.
+    The scorer `linear` takes the token at unit root mean square, so that its length decides nothing. `norm` takes it as
+    it is and is trained to give the logarithm of what each expert contributes (D2DMoE, Szatkowski et al. 2024). How
+    complex a token is, `complexity` says. Each token is decided by itself or within its text; in `eval()`, `forward`
+    changes nothing on the module.
     """
-
-    complexities_Q: Tensor
 
     def __init__(self, config: MoEConfig, generator: torch.Generator | None = None) -> None:
         """Draws fresh weights from `generator` (torch's own unless given)."""
@@ -74,29 +75,38 @@ class DynamicRouter(nn.Module):
         weight_ED = torch.empty(config.experts, config.width).normal_(std=deviation, generator=generator)
         self.weight_ED = nn.Parameter(weight_ED)
         self.bias_E = nn.Parameter(torch.zeros(config.experts))
-        self.register_buffer("complexities_Q", torch.linspace(0.0, 1.0, 129))
+        self.complexity = Complexity(config.estimator, config.width)
 
     def scores(self, x_TD: Tensor) -> Tensor:
-        """scores_TE, the logits of the experts."""
-        return steady_linear(unit_scale(x_TD), self.weight_ED, self.bias_E)
+        """scores_TE, in float32 whatever the tokens are in; with noise in training, where that is asked for."""
+        x_TD = x_TD.float()
+        scores_TE = steady_linear(
+            unit_scale(x_TD) if self.config.scorer == "linear" else x_TD, self.weight_ED, self.bias_E
+        )
+        if self.training and self.config.noise > 0:
+            scores_TE = scores_TE + self.config.noise * torch.randn_like(scores_TE)
+        return scores_TE
 
     def calibrate(self, x_TD: Tensor) -> None:
-        """Learns the spread of complexities from typical tokens, so that the mean expert count meets the budget."""
-        complexity_T = _complexity(self.scores(x_TD))
-        self.complexities_Q.copy_(complexity_T.quantile(torch.linspace(0.0, 1.0, len(self.complexities_Q))))
+        """Learns from typical tokens how complexities spread, so that the mean expert count meets the budget."""
+        x_TD = x_TD.float()
+        self.complexity.calibrate(x_TD, self.scores(x_TD))
 
-    def forward(self, x_TD: Tensor, budget: float | None = None) -> Routing:
-        """Routes T tokens; `budget` stands for `config.compute_budget` where given."""
-        return self.decide(self.scores(x_TD), budget)
+    def forward(self, x_TD: Tensor, budget: float | None = None, lengths: Sequence[int] | None = None) -> Routing:
+        """Routes T tokens of texts of `lengths` (one, unless given); `budget` stands for the configured one."""
+        return self.decide(x_TD, self.scores(x_TD), budget, lengths)
 
-    def decide(self, scores_TE: Tensor, budget: float | None = None) -> Routing:
+    def decide(
+        self, x_TD: Tensor, scores_TE: Tensor, budget: float | None = None, lengths: Sequence[int] | None = None
+    ) -> Routing:
         """The routing that these scores ask for."""
         failed_T = ~scores_TE.isfinite().all(dim=1)
         safe_TE = scores_TE.masked_fill(failed_T[:, None], 0.0)
-        complexity_T = _complexity(safe_TE.detach())
-        count_T = self.counts(complexity_T, budget).masked_fill(failed_T, 0)
-        place_TE = safe_TE.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-        chosen_TE = place_TE < count_T[:, None]
+        complexity_T = self.complexity(x_TD.detach().float(), safe_TE.detach())
+        chosen_TE = self.rule(budget).choose(
+            safe_TE.detach(), complexity_T, [len(x_TD)] if lengths is None else lengths
+        )
+        chosen_TE = chosen_TE & ~failed_T[:, None]
         weights_TE = gate_weights(self.config.gate, safe_TE, chosen_TE | failed_T[:, None])
         return Routing(
             scores_TE=scores_TE,
@@ -106,16 +116,26 @@ class DynamicRouter(nn.Module):
             failed_T=failed_T,
         )
 
-    def counts(self, complexity_T: Tensor, budget: float | None = None) -> Tensor:
-        """count_T, whole numbers from `min_experts` to `max_experts` that grow with complexity and with the budget."""
-        lowest, highest = float(self.config.min_experts), float(self.config.max_experts)
-        middle = self.mean_count(budget)
-        reach = min(middle - lowest, highest - middle)
-        if budget is not None or self.config.compute_budget is not None:
-            # Rounding a band of whole width around the middle is unbiased: the mean stays at what the budget buys.
-            reach = min(self.config.spread, math.floor(2 * reach) / 2)
-        rank_T = _rank(complexity_T, self.complexities_Q)
-        return (middle + reach * (2 * rank_T - 1)).round().clamp(lowest, highest).long()
+    def rule(self, budget: float | None = None) -> rules.Rule:
+        """The configured rule at a budget."""
+        config, middle = self.config, self.mean_count(budget)
+        bounds = (config.min_experts, config.max_experts)
+        if config.rule == "top_k":
+            return rules.TopK(max(config.min_experts, math.floor(middle + 0.5)))
+        if config.rule == "top_p":
+            return rules.TopP(config.mass, *bounds)
+        if config.rule == "relative_threshold":
+            return rules.RelativeThreshold(config.ratio, *bounds)
+        if config.rule == "sequence_budget":
+            return rules.SequenceBudget(middle / config.experts, *bounds)
+        return rules.ComplexityK(middle, self._reach(middle, budget), *bounds)
+
+    def _reach(self, middle: float, budget: float | None) -> float:
+        reach = min(middle - self.config.min_experts, self.config.max_experts - middle)
+        if budget is None and self.config.compute_budget is None:
+            return reach
+        # A band of whole width is rounded without a bias: the mean stays at what the budget buys.
+        return min(self.config.spread, math.floor(2 * reach) / 2)
 
     def mean_count(self, budget: float | None = None) -> float:
         """How many experts a token gets on average: what the budget buys, or without one half-way through the range."""
@@ -130,19 +150,3 @@ class DynamicRouter(nn.Module):
         one = feed_forward_flops(1, self.config.width, self.config.hidden)
         total = budget * one * self.config.experts
         return (total - router_flops(1, self.config.width, self.config.experts)) / one
-
-
-def _complexity(scores_TE: Tensor) -> Tensor:
-    if scores_TE.shape[1] == 1:
-        return scores_TE.new_zeros(len(scores_TE))
-    logs_TE = scores_TE.log_softmax(dim=1)
-    entropy_T = -(logs_TE.exp() * logs_TE).sum(dim=1)
-    return (entropy_T / math.log(scores_TE.shape[1])).clamp(0.0, 1.0)
-
-
-def _rank(values_T: Tensor, sorted_Q: Tensor) -> Tensor:
-    """Where each value stands among the quantiles, from 0 to 1, straight lines between them."""
-    above_T = torch.searchsorted(sorted_Q, values_T.contiguous()).clamp(1, len(sorted_Q) - 1)
-    low_T, high_T = sorted_Q[above_T - 1], sorted_Q[above_T]
-    inside_T = ((values_T - low_T) / (high_T - low_T).clamp_min(1e-12)).clamp(0.0, 1.0)
-    return (above_T - 1 + inside_T) / (len(sorted_Q) - 1)

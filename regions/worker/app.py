@@ -70,6 +70,10 @@ def _add_health(app: FastAPI, serving: Serving) -> None:
     async def metrics() -> Response:
         return Response(generate_latest(serving.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
+    @app.get("/metrics.json")
+    async def metrics_as_json() -> Response:
+        return _json(serving.metrics.as_json())
+
 
 def _add_models(app: FastAPI, serving: Serving) -> None:
     @app.get("/v1/models")

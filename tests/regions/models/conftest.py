@@ -12,13 +12,18 @@ def shared():
 
 
 @pytest.fixture(scope="session")
-def minilm(shared):
-    return load("minilm", WorkerSettings(), shared)
+def exact():
+    return WorkerSettings(precision="fp32")
 
 
 @pytest.fixture(scope="session")
-def minilm_moe(shared):
-    return load("minilm-moe", WorkerSettings(), shared)
+def minilm(shared, exact):
+    return load("minilm", exact, shared)
+
+
+@pytest.fixture(scope="session")
+def minilm_moe(shared, exact):
+    return load("minilm-moe", exact, shared)
 
 
 @pytest.fixture(scope="session")

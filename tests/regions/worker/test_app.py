@@ -450,3 +450,6 @@ async def test_metrics_count_requests_batches_flops_and_experts(ready: Worker) -
         'tidegate_worker_expert_tokens_total{expert="0",model="doubler"} 2.0',
     ):
         assert line in text
+    figures = (await ready.client.get("/metrics.json")).json()
+    assert {"labels": {"model": "letters"}, "value": 78.0} in figures["tidegate_worker_flops_total"]
+    assert {"labels": {"model": "unknown", "status": "404"}, "value": 1.0} in figures["tidegate_worker_requests_total"]

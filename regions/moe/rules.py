@@ -1,0 +1,129 @@
+"""How many experts a token gets, and which: the rules that turn scores into a choice. All are pure.
+
+Each decides a token by itself or, `SequenceBudget`, by its own text, never by what else is in the batch.
+
+Shapes: T tokens in texts that lie end to end, E experts, L tokens of one text.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+
+class Rule(Protocol):
+    """Decides from finite scores."""
+
+    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:
+        """chosen_TE, a mask; `lengths` are those of the texts, T in sum."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TopK:
+    """The same number of experts for every token (Shazeer et al. 2017)."""
+
+    count: int
+
+    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
+        return places(scores_TE) < self.count
+
+
+@dataclass(frozen=True, slots=True)
+class TopP:
+    """The fewest experts whose probabilities together reach `mass` (Huang et al. 2024), within bounds."""
+
+    mass: float
+    lowest: int
+    highest: int
+
+    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
+        falling_TE = scores_TE.softmax(dim=1).sort(dim=1, descending=True, stable=True).values
+        before_TE = falling_TE.cumsum(dim=1) - falling_TE
+        return places(scores_TE) < _bounded((before_TE < self.mass).sum(dim=1), self.lowest, self.highest)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class RelativeThreshold:
+    """Experts that contribute at least `ratio` of what the largest does (Szatkowski et al. 2024), within bounds.
+
+    Scores are logarithms: of contributions from a norm-regressing router, of probabilities from a linear one.
+    """
+
+    ratio: float
+    lowest: int
+    highest: int
+
+    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
+        near_TE = scores_TE >= scores_TE.amax(dim=1, keepdim=True) + math.log(self.ratio)
+        return places(scores_TE) < _bounded(near_TE.sum(dim=1), self.lowest, self.highest)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class ComplexityK:
+    """More experts the more complex the token: from `middle - reach` at complexity 0 to `middle + reach` at 1.
+
+    Rounding a band whose width is whole is unbiased: where complexities are spread evenly, the mean is `middle`.
+    """
+
+    middle: float
+    reach: float
+    lowest: int
+    highest: int
+
+    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
+        count_T = (self.middle + self.reach * (2 * complexity_T - 1)).round().long()
+        return places(scores_TE) < _bounded(count_T, self.lowest, self.highest)[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceBudget:
+    """The (token, expert) pairs that score highest in each text, as many as `share` of all pairs, rounded down.
+
+    A text gets what it pays for to one pair, however its tokens share it; no token gets less than `lowest` or more than
+    `highest`, which may move the sum where they bind.
+    """
+
+    share: float
+    lowest: int
+    highest: int
+
+    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
+        values_TE = scores_TE.detach().float().numpy()
+        chosen_TE = np.empty(values_TE.shape, dtype=np.bool_)
+        start = 0
+        for length in lengths:
+            text = slice(start, start + length)
+            chosen_TE[text] = _highest(values_TE[text], self.share)
+            start += length
+        mask_TE = torch.from_numpy(chosen_TE)
+        if self.lowest == 0 and self.highest >= scores_TE.shape[1]:
+            return mask_TE
+        count_T = _bounded(mask_TE.sum(dim=1), self.lowest, self.highest)
+        return places(scores_TE) < count_T[:, None]
+
+
+def _highest(values_LE: npt.NDArray[np.float32], share: float) -> npt.NDArray[np.bool_]:
+    """Marks the highest share of the values, at least one; of equal ones the first, wherever the text stands."""
+    values_P = values_LE.ravel()
+    pairs = min(max(1, int(share * values_P.size)), values_P.size)
+    least = np.partition(values_P, values_P.size - pairs)[values_P.size - pairs]
+    chosen_P = values_P > least
+    equal = np.flatnonzero(values_P == least)
+    chosen_P[equal[: pairs - int(chosen_P.sum())]] = True
+    chosen_LE: npt.NDArray[np.bool_] = chosen_P.reshape(values_LE.shape)
+    return chosen_LE
+
+
+def places(scores_TE: Tensor) -> Tensor:
+    """place_TE of each expert among those of its token, 0 for the highest score; equal ones in order of the experts."""
+    return scores_TE.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
+def _bounded(count_T: Tensor, lowest: int, highest: int) -> Tensor:
+    return count_T.clamp(lowest, highest)
