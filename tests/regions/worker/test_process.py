@@ -18,6 +18,8 @@ import openai
 import pytest
 import tritonclient.http as triton
 
+from regions.models.minilm import MiniLM
+from regions.models.source import find_text_model
 from tests.regions.fakes import until
 from tests.regions.worker.processes import ROOT, Process, Worker, started
 
@@ -52,6 +54,20 @@ def test_the_openai_client_gets_normalised_embeddings(worker: Worker) -> None:
     assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-4)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
     assert answer.usage.prompt_tokens > 9
+
+
+@pytest.mark.parametrize(("precision", "furthest"), [("fp32", 1e-5), ("bf16", 1e-3)])
+def test_embeddings_are_as_exact_as_the_precision_says(precision: str, furthest: float) -> None:
+    texts = ["The tide turns.", "A ferry leaves every hour, except on Sundays.", "潮"]
+    model = MiniLM(find_text_model(None))
+    items = [model.prepare_text(text, param="input", truncate=False, budget=None) for text in texts]
+    exact = np.stack([outcome.arrays["embedding"] for outcome in model.forward(items).outcomes])
+    with started("--models", "minilm", TIDEGATE_WORKER__PRECISION=precision) as running:
+        answer = running.embed(input=texts).raise_for_status().json()
+    given = np.array([entry["embedding"] for entry in answer["data"]])
+    distances = 1 - (given * exact).sum(axis=1)
+    assert distances.max() < furthest
+    assert (distances.max() < 1e-6) == (precision == "fp32")
 
 
 def test_base64_holds_the_same_numbers(worker: Worker) -> None:
