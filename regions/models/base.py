@@ -32,6 +32,7 @@ class Batch:
     `flops` were executed in the feed-forward layers, routers included (two per multiply-add); `dense_flops` is what the
     dense layers would have taken. `utilisation` holds the tokens that each expert served, summed over the layers; it is
     empty for a model without experts. `unrouted` counts likewise the tokens whose router failed or was not asked.
+    `buffers` are those that the forward took from its pool: (used before, allocated).
     """
 
     outcomes: list[Outcome]
@@ -39,6 +40,7 @@ class Batch:
     dense_flops: int
     utilisation: tuple[int, ...] = ()
     unrouted: int = 0
+    buffers: tuple[int, int] = (0, 0)
 
 
 class ServedModel(Protocol):

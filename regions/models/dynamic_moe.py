@@ -76,13 +76,15 @@ class DynamicMoE:
         # A token whose router failed may have every expert; the columns are those of the item's own busiest token.
         experts_TE, weights_TE = routing.ranked(self.config.experts)
         sizes = [item.cost for item in items]
-        columns = [max(self.config.max_experts, int(part.sum(dim=1).max())) for part in routing.chosen_TE.split(sizes)]
+        columns = [
+            max(self.config.max_experts, int(part.sum(dim=1).max())) for part in torch.split(routing.chosen_TE, sizes)
+        ]
         parts = zip(
-            output.y_TD.split(sizes),
-            [part[:, :k] for part, k in zip(experts_TE.split(sizes), columns, strict=True)],
-            [part[:, :k] for part, k in zip(weights_TE.split(sizes), columns, strict=True)],
-            routing.complexity_T.split(sizes),
-            output.flops_T.split(sizes),
+            torch.split(output.y_TD, sizes),
+            [part[:, :k] for part, k in zip(torch.split(experts_TE, sizes), columns, strict=True)],
+            [part[:, :k] for part, k in zip(torch.split(weights_TE, sizes), columns, strict=True)],
+            torch.split(routing.complexity_T, sizes),
+            torch.split(output.flops_T, sizes),
             strict=True,
         )
         names = [output["name"] for output in self.metadata()["outputs"]]

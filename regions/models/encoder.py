@@ -17,6 +17,8 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
 
+from regions.models.attention import attention
+from regions.models.buffers import Buffers
 from regions.moe.linear import packed_linear
 
 WEIGHTS = "model.safetensors"
@@ -99,11 +101,15 @@ class Block:
 class Layer:
     """One layer made ready to run in a data type."""
 
-    def __init__(self, block: Block, dtype: torch.dtype) -> None:
+    def __init__(self, block: Block, heads: int, dtype: torch.dtype) -> None:
         def cast(pair: Pair) -> Pair:
             return pair[0].to(dtype), pair[1].to(dtype)
 
-        self.qkv = packed_linear(*cast(block.qkv))
+        # Attention divides queries by the root of a head's width: done once, here.
+        width = len(block.qkv[1]) // 3
+        scale_O = torch.ones(3 * width)
+        scale_O[:width] = (width // heads) ** -0.5
+        self.qkv = packed_linear(*cast((block.qkv[0] * scale_O[:, None], block.qkv[1] * scale_O)))
         self.attended = packed_linear(*cast(block.attended))
         self.attention_norm = cast(block.attention_norm)
         self.up = packed_linear(*cast(block.up), gelu=True)
@@ -118,6 +124,7 @@ class Encoder:
         """Reads `config.json` and `model.safetensors`; raises ValueError or OSError where they do not fit."""
         self.config = EncoderConfig.read(directory / "config.json")
         self.dtype = dtype
+        self.buffers = Buffers()
         with safe_open(directory / WEIGHTS, framework="pt") as file:
             self._words_VD = file.get_tensor("embeddings.word_embeddings.weight").to(dtype)
             # Every text is of type 0, so that row joins the positions once and for all.
@@ -126,12 +133,12 @@ class Encoder:
             norm = [file.get_tensor(f"embeddings.LayerNorm.{name}").to(dtype) for name in ("weight", "bias")]
         self._positions_LD = positions_LD.to(dtype)
         self._norm = (norm[0], norm[1])
-        self._layers = tuple(Layer(block, dtype) for block in read_blocks(directory))
+        self._layers = tuple(Layer(block, self.config.heads, dtype) for block in read_blocks(directory))
 
     def with_blocks(self, blocks: Sequence[Block]) -> Self:
         """The encoder with other blocks over the same embeddings, which are not copied."""
         other = copy(self)
-        other._layers = tuple(Layer(block, self.dtype) for block in blocks)  # noqa: SLF001 - its own class
+        other._layers = tuple(Layer(block, self.config.heads, self.dtype) for block in blocks)  # noqa: SLF001 - its own class
         return other
 
     def __call__(self, packed: Packed, feed_forward: FeedForward | None = None) -> Tensor:
@@ -152,15 +159,11 @@ class Encoder:
         return self._layers[layer].down(self._layers[layer].up(x_TD))
 
     def _attend(self, layer: Layer, x_TD: Tensor, packed: Packed) -> Tensor:
-        heads, width = self.config.heads, self.config.width
-        qkv_T3HC = layer.qkv(x_TD).view(-1, 3, heads, width // heads)
-        out_TD = torch.empty_like(x_TD)
-        for start, count, length in packed.blocks():
-            rows = slice(start, start + count * length)
-            qkv_3BHLC = qkv_T3HC[rows].view(count, length, 3, heads, -1).permute(2, 0, 3, 1, 4)
-            out_BHLC = functional.scaled_dot_product_attention(*qkv_3BHLC)
-            out_TD[rows] = out_BHLC.transpose(1, 2).reshape(-1, width)
-        return layer.attended(out_TD)
+        qkv_TD3 = layer.qkv(x_TD)
+        with self.buffers.lend(x_TD.shape, x_TD.dtype) as out_TD:
+            for texts in packed.blocks():
+                attention(qkv_TD3, out_TD, texts, self.config.heads, self.buffers)
+            return layer.attended(out_TD)
 
     def _normalise(self, x_TD: Tensor, norm: Pair) -> Tensor:
         return functional.layer_norm(x_TD, (self.config.width,), *norm, self.config.epsilon)

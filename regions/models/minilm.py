@@ -45,7 +45,12 @@ class MiniLM:
         """Embeds the items' texts."""
         arrays = embed(self.encoder, items, self.encoder.dense)
         flops = self.dense_flops(sum(item.cost for item in items))
-        return Batch([Outcome({"embedding": array}, {}) for array in arrays], flops=flops, dense_flops=flops)
+        return Batch(
+            [Outcome({"embedding": array}, {}) for array in arrays],
+            flops=flops,
+            dense_flops=flops,
+            buffers=self.encoder.buffers.counted(),
+        )
 
     def dense_flops(self, tokens: int) -> int:
         """FLOPs of all feed-forward layers for so many tokens."""

@@ -4,6 +4,7 @@ Shapes: T tokens, D width, H hidden features, E experts, F = H / E features of o
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy.typing as npt
@@ -78,7 +79,7 @@ class MiniLMMoE:
             batch = self._dense.forward(items)
             everyone = (sum(tokens) * len(self.layers),) * self.experts
             outcomes = [Outcome(done.arrays, _details(budget, 1.0)) for done in batch.outcomes]
-            return Batch(outcomes, batch.flops, batch.dense_flops, everyone)
+            return replace(batch, outcomes=outcomes, utilisation=everyone)
         order = by_length(items)
         run = _Run(self._guarded, self._bias, layer_shares(budget, self._emphases), [tokens[place] for place in order])
         arrays = embed(self._encoder, items, run)
@@ -89,6 +90,7 @@ class MiniLMMoE:
             flops=sum(flops),
             dense_flops=sum(dense_flops),
             utilisation=tuple(torch.stack([output.utilisation_E for output in run.outputs]).sum(dim=0).tolist()),
+            buffers=self._encoder.buffers.counted(),
             unrouted=sum(int(output.routing.failed_T.sum()) for output in run.outputs),
         )
 

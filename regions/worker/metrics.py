@@ -34,6 +34,8 @@ class Metrics:
             "unrouted_tokens", "Tokens whose router failed or was not asked, over the layers; the fallback served them."
         )
 
+        self._buffers = self._counter("buffers", "Scratch buffers of forwards: reused, or allocated.", "outcome")
+
     def _counter(self, name: str, told: str, *labels: str) -> Counter:
         return Counter(f"tidegate_worker_{name}", told, ("model", *labels), registry=self.registry)
 
@@ -56,12 +58,14 @@ class Metrics:
             self._flops.labels(model).inc(batch.flops)
             self._dense_flops.labels(model).inc(batch.dense_flops)
             self._unrouted.labels(model).inc(batch.unrouted)
+            for outcome, buffers in zip(("reused", "allocated"), batch.buffers, strict=True):
+                self._buffers.labels(model, outcome).inc(buffers)
             for expert, served in enumerate(batch.utilisation):
                 self._experts.labels(model, str(expert)).inc(served)
-            for outcome in batch.outcomes:
+            for item in batch.outcomes:
                 for figure, shown in (("compute_budget", self._budget), ("flops_share", self._share)):
-                    if figure in outcome.details:
-                        shown.labels(model).observe(outcome.details[figure])
+                    if figure in item.details:
+                        shown.labels(model).observe(item.details[figure])
 
     def as_json(self) -> dict[str, list[dict[str, Any]]]:
         """The samples by name, each with its labels: what `/metrics` says as text."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from regions.models.base import Item, Outcome, ServedModel
@@ -20,6 +21,7 @@ class Embeddings:
 
     model: ServedModel
     items: Sequence[Item]
+    dimensions: int | None
     base64: bool
     truncate: bool
 
@@ -36,7 +38,7 @@ class Embeddings:
         return Answer(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), {"content-type": "application/json"})
 
     def _written(self, outcome: Outcome) -> Any:
-        vector = np.ascontiguousarray(outcome.arrays["embedding"], dtype="<f4")
+        vector = np.ascontiguousarray(shortened(outcome.arrays["embedding"], self.dimensions), dtype="<f4")
         return base64.b64encode(vector.tobytes()).decode() if self.base64 else vector
 
 
@@ -45,7 +47,7 @@ def read_embeddings(body: bytes, serving: Serving, left: Callable[[], bool]) -> 
     raw = read_object(body)
     model = _model(raw, serving)
     texts = _texts(raw)
-    _check_dimensions(raw.get("dimensions"), model)
+    dimensions = _dimensions(raw.get("dimensions"), model)
     encoding = raw.get("encoding_format", "float")
     if encoding not in ("float", "base64", None):
         raise wrong_value("encoding_format", "float | base64")
@@ -60,7 +62,7 @@ def read_embeddings(body: bytes, serving: Serving, left: Callable[[], bool]) -> 
         budget=budget,
         left=left,
     )
-    return Embeddings(model, items, encoding == "base64", truncate)
+    return Embeddings(model, items, dimensions, encoding == "base64", truncate)
 
 
 def list_models(serving: Serving) -> bytes:
@@ -97,8 +99,18 @@ def _texts(raw: dict[str, Any]) -> list[str]:
     return texts
 
 
-def _check_dimensions(value: Any, model: ServedModel) -> None:
+def _dimensions(value: Any, model: ServedModel) -> int | None:
     width = model.metadata()["outputs"][0]["shape"][-1]
-    if value is None or (value == width and not isinstance(value, bool)):
-        return
-    raise wrong_value("dimensions", str(width))
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= width:
+        raise wrong_value("dimensions", f"1..{width}")
+    return value
+
+
+def shortened(vector: npt.NDArray[np.float32], dimensions: int | None) -> npt.NDArray[np.float32]:
+    """The first `dimensions` numbers at length 1, as OpenAI shortens embeddings; the whole vector as it is."""
+    if dimensions is None or dimensions == len(vector):
+        return vector
+    kept = vector[:dimensions]
+    return kept / max(float(np.linalg.norm(kept)), 1e-12)

@@ -93,7 +93,7 @@ def test_fields_of_a_body(topology: Topology) -> None:
     refused(topology, EMBED, embedding(input=None), "field_missing", "input")
     refused(topology, EMBED, embedding(input=[]), "field_value", "input", expected="1..2048")
     refused(topology, EMBED, embedding(input="a", truncate="yes"), "field_type", "truncate", expected="boolean")
-    refused(topology, EMBED, embedding(input="a", dimensions=7), "field_value", "dimensions", expected="384")
+    refused(topology, EMBED, embedding(input="a", dimensions=385), "field_value", "dimensions", expected="1..384")
     coding = {"expected": "float | base64"}
     refused(topology, EMBED, embedding(input="a", encoding_format="hex"), "field_value", "encoding_format", **coding)
     text_models = {"expected": "minilm, minilm-moe"}

@@ -37,6 +37,12 @@ def test_one_text(sdk: openai.OpenAI, close_to: CloseTo) -> None:
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == 8
 
 
+def test_fewer_dimensions(sdk: openai.OpenAI) -> None:
+    whole = np.array(sdk.embeddings.create(model="minilm", input=SENTENCES[0]).data[0].embedding)
+    short = np.array(sdk.embeddings.create(model="minilm", input=SENTENCES[0], dimensions=64).data[0].embedding)
+    np.testing.assert_allclose(short, whole[:64] / np.linalg.norm(whole[:64]), atol=1e-3)
+
+
 def test_many_texts_in_their_order(sdk: openai.OpenAI, close_to: CloseTo) -> None:
     answer = sdk.embeddings.create(model="minilm", input=SENTENCES)
     assert [each.index for each in answer.data] == list(range(len(SENTENCES)))

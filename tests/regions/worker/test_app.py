@@ -127,7 +127,8 @@ async def test_details_tell_the_budget_and_what_was_cut(ready: Worker) -> None:
         ({"input": ["a", " "]}, "empty_text", "input[1]"),
         ({"input": "a " * 17}, "text_too_long", "input"),
         ({"input": "a", "encoding_format": "hex"}, "field_value", "encoding_format"),
-        ({"input": "a", "dimensions": 12}, "field_value", "dimensions"),
+        ({"input": "a", "dimensions": 27}, "field_value", "dimensions"),
+        ({"input": "a", "dimensions": 0}, "field_value", "dimensions"),
         ({"input": "a", "dimensions": True}, "field_value", "dimensions"),
         ({"input": "a", "compute_budget": 0.05}, "field_value", "compute_budget"),
         ({"input": "a", "compute_budget": 1.5}, "field_value", "compute_budget"),
@@ -429,6 +430,16 @@ async def test_an_oversized_body_in_chunks_is_refused(ready: Worker) -> None:
     response = await ready.client.post("/v1/embeddings", content=chunks())
     assert fault(response)[:2] == (413, "payload_too_large")
     assert response.json()["values"] == {"limit": 64 << 20}
+
+
+async def test_fewer_dimensions_are_the_first_ones_at_length_one(ready: Worker) -> None:
+    whole, short = [
+        np.array((await ready.embed(input="abba acd", **asked)).json()["data"][0]["embedding"])
+        for asked in ({}, {"dimensions": 2})
+    ]
+    assert short == pytest.approx(whole[:2] / np.linalg.norm(whole[:2]))
+    packed = (await ready.embed(input="abba acd", dimensions=2, encoding_format="base64")).json()["data"][0]
+    assert np.frombuffer(base64.b64decode(packed["embedding"]), "<f4") == pytest.approx(short)
 
 
 async def test_metrics_count_requests_batches_flops_and_experts(ready: Worker) -> None:
