@@ -12,9 +12,10 @@ import structlog
 from app.audit.record import CompletionOutcome
 from app.errors import InvalidRequest, ModelNotFound, NotFound, PayloadTooLarge
 from app.exchange import Exchange
-from app.fleet.worker_client import AttemptFailed, UpstreamStream
+from app.fleet.worker_client import AttemptFailed, UpstreamReply, UpstreamStream
 from app.forwarding import Forwarded, Forwarder
 from app.limiting import Limiter
+from app.policy.cache_control import parse
 from app.policy.explain import route_reason
 from app.recorder import Recorder, to_the_end
 from app.shapes import in_shape
@@ -69,7 +70,7 @@ class Delivery:
         else:
             self._settle(exchange, call, body)
         await to_the_end(self._complete(exchange, forwarded, outcome, len(body)))
-        if key is not None and reply.status == HTTPStatus.OK:
+        if key is not None and reply.status == HTTPStatus.OK and not _for_now(reply):
             now = time.monotonic()
             self._cache.put(key, CacheEntry(forwarded.region, reply.status, tuple(headers.items()), body, now), now)
         return Reply(reply.status, tuple(headers.items()), body)
@@ -122,6 +123,11 @@ class Delivery:
         used = _USED.findall(body)
         if exchange.principal and used:
             self._limiter.settle(exchange.principal.tenant, call.tokens, int(used[-1]))
+
+
+def _for_now(reply: UpstreamReply) -> bool:
+    """Whether the backend says that its answer is for this request alone (RFC 9111, section 5.2.2.5)."""
+    return parse([value for name, value in reply.headers if name.lower() == "cache-control"]).no_store
 
 
 def served_by(exchange: Exchange, region: str) -> None:

@@ -6,7 +6,7 @@ It stands outside `regions.worker` so that `tidegate check` can validate the who
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 MODELS = ("minilm", "minilm-moe", "dynamic-moe")
 """The models that a worker can serve."""
@@ -52,6 +52,20 @@ class QueueSettings(Section):
     max_tokens: int = Field(default=1 << 20, ge=1)
 
 
+class AutoBudgetSettings(Section):
+    """Between what the compute budget `auto` moves, and how long an input may wait for its batch before it falls."""
+
+    min: float = Field(default=0.25, ge=0.1, le=1.0)
+    max: float = Field(default=0.5, ge=0.1, le=1.0)
+    latency: Duration = 0.05
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "AutoBudgetSettings":
+        if self.min > self.max:
+            raise ValueError(f"min {self.min} is over max {self.max}; write the smaller one as min")
+        return self
+
+
 class WorkerSettings(Section):
     """The `worker` section of the file, read by `python -m regions.worker` and overridable as TIDEGATE_WORKER__KEY."""
 
@@ -67,5 +81,6 @@ class WorkerSettings(Section):
     """What the text models run in; auto takes bf16 where the processor has it."""
     moe_model: str | None = None
     """A directory that `tidegate convert` wrote; None takes the conversion of the default text model that ships."""
-    compute_budget: float = Field(default=0.5, ge=0.1, le=1.0)
+    compute_budget: Annotated[float, Field(ge=0.1, le=1.0)] | Literal["auto"] = 0.5
     """Share of feed-forward FLOPs that minilm-moe spends where a request names no budget of its own."""
+    auto_budget: AutoBudgetSettings = AutoBudgetSettings()

@@ -30,7 +30,7 @@ _EMBEDDINGS = _body_schema(
         "model": {"type": "string", "examples": ["minilm"]},
         "input": {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]},
         "encoding_format": {"enum": ["float", "base64"]},
-        "compute_budget": {"type": "number", "minimum": 0.1, "maximum": 1.0},
+        "compute_budget": {"anyOf": [{"type": "number", "minimum": 0.1, "maximum": 1.0}, {"const": "auto"}]},
         "truncate": {"type": "boolean"},
     },
     ["model", "input"],

@@ -35,7 +35,8 @@ def load(name: str, settings: WorkerSettings, shared: Shared | None = None) -> S
         return dense
     converted = _shipped() if settings.moe_model is None else Path(settings.moe_model)
     conversion = checkpoint.read(converted, base=checkpoint.fingerprint(directory), layers=dense.encoder.config.layers)
-    return MiniLMMoE(dense, conversion, settings.compute_budget, settings.fallback)
+    usual = settings.auto_budget.max if settings.compute_budget == "auto" else settings.compute_budget
+    return MiniLMMoE(dense, conversion, usual, settings.fallback)
 
 
 def _encoder(directory: Path, settings: WorkerSettings, shared: Shared) -> MiniLM:

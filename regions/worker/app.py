@@ -111,7 +111,7 @@ def _add_inference(app: FastAPI, serving: Serving) -> None:
         def read(body: bytes, left: Callable[[], bool]) -> Job:
             header = request.headers.get(HEADER_LENGTH)
             length = None if header is None else read_count(header, header=HEADER_LENGTH)
-            return read_inference(body, length, serving.model(name, version), left)
+            return read_inference(body, length, serving.model(name, version), serving.budgets, left)
 
         return await _serve(request, serving, read)
 

@@ -11,7 +11,6 @@ from regions.wire import refusal, wrong_type, wrong_value
 
 MAX_TEXTS = 2048
 """Texts in one request, as in OpenAI's API."""
-_BUDGETS = (0.1, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,18 +31,6 @@ class Job(Protocol):
     def answer(self, outcomes: Sequence[Outcome]) -> Answer:
         """The answer, from outcomes in the order of the items."""
         ...
-
-
-def read_budget(value: Any, param: str) -> float | None:
-    """The share of FLOPs that the caller grants, None for the model's own. Raises InvalidInput."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise wrong_type(param, "number")
-    low, high = _BUDGETS
-    if not low <= value <= high:
-        raise wrong_value(param, f"{low}..{high}")
-    return float(value)
 
 
 def read_flag(value: Any, param: str) -> bool:

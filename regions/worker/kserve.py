@@ -21,7 +21,8 @@ from regions.wire import (
     wrong_shape,
     wrong_value,
 )
-from regions.worker.jobs import Answer, check_count, details, prepare_texts, read_budget, read_flag
+from regions.worker.budgets import Budget, Budgets
+from regions.worker.jobs import Answer, check_count, details, prepare_texts, read_flag
 
 _DTYPES: Final[Mapping[str, str]] = {
     "BOOL": "|b1",
@@ -43,6 +44,7 @@ class Inference:
     request: InferRequest
     version: str
     truncate: bool
+    budget: Budget
 
     def answer(self, outcomes: Sequence[Outcome]) -> Answer:
         wanted = self.request.outputs or [RequestedOutput(name, {}) for name in outcomes[0].arrays]
@@ -60,11 +62,12 @@ class Inference:
             model_version=self.version,
             outputs=outputs,
             request_id=self.request.id,
-            parameters=details(self.items, outcomes, truncate=self.truncate),
+            parameters=details(self.items, outcomes, truncate=self.truncate) | self.budget.details,
         )
         if head is None:
-            return Answer(body, {"content-type": "application/json"})
-        return Answer(body, {"content-type": "application/octet-stream", HEADER_LENGTH: str(head)})
+            return Answer(body, {"content-type": "application/json"} | self.budget.headers)
+        headers = {"content-type": "application/octet-stream", HEADER_LENGTH: str(head)}
+        return Answer(body, headers | self.budget.headers)
 
     def _values(self, name: str, outcomes: Sequence[Outcome]) -> npt.NDArray[Any]:
         if self.model.takes == "text":
@@ -72,7 +75,9 @@ class Inference:
         return outcomes[0].arrays[name]
 
 
-def read_inference(body: bytes, header_length: int | None, model: ServedModel, left: Callable[[], bool]) -> Inference:
+def read_inference(
+    body: bytes, header_length: int | None, model: ServedModel, budgets: Budgets, left: Callable[[], bool]
+) -> Inference:
     """The request in `body` for `model`. Raises InvalidInput, and ClientDisconnect once its client has `left`."""
     request = read_infer(body, header_length)
     metadata = model.metadata()
@@ -82,19 +87,19 @@ def read_inference(body: bytes, header_length: int | None, model: ServedModel, l
         if output.name not in names:
             raise wrong_value(f"outputs[{index}].name", ", ".join(names))
     truncate = read_flag(request.parameters.get("truncate"), "parameters.truncate")
-    budget = read_budget(request.parameters.get("compute_budget"), "parameters.compute_budget")
+    budget = budgets.read(request.parameters.get("compute_budget"), "parameters.compute_budget", model)
     if model.takes == "text":
         items = prepare_texts(
             _texts(tensor),
             model,
             param=lambda index: f"{tensor.name}[{index}]",
             truncate=truncate,
-            budget=budget,
+            budget=budget.value,
             left=left,
         )
     else:
-        items = [model.prepare_tensor(_array(tensor), name=tensor.name, budget=budget)]
-    return Inference(model, items, replace(request, inputs=()), metadata["versions"][-1], truncate)
+        items = [model.prepare_tensor(_array(tensor), name=tensor.name, budget=budget.value)]
+    return Inference(model, items, replace(request, inputs=()), metadata["versions"][-1], truncate, budget)
 
 
 def _only_input(request: InferRequest, declared: Mapping[str, Any]) -> Tensor:

@@ -11,7 +11,8 @@ import orjson
 
 from regions.models.base import Item, Outcome, ServedModel
 from regions.wire import missing, read_object, wrong_type, wrong_value
-from regions.worker.jobs import Answer, check_count, details, prepare_texts, read_budget, read_flag
+from regions.worker.budgets import Budget
+from regions.worker.jobs import Answer, check_count, details, prepare_texts, read_flag
 from regions.worker.serving import Serving
 
 
@@ -24,6 +25,7 @@ class Embeddings:
     dimensions: int | None
     base64: bool
     truncate: bool
+    budget: Budget
 
     def answer(self, outcomes: Sequence[Outcome]) -> Answer:
         data = [
@@ -32,10 +34,11 @@ class Embeddings:
         ]
         tokens = sum(item.cost for item in self.items)
         usage: dict[str, Any] = {"prompt_tokens": tokens, "total_tokens": tokens}
-        figures = details(self.items, outcomes, truncate=self.truncate)
+        figures = details(self.items, outcomes, truncate=self.truncate) | self.budget.details
         usage |= {"details": figures} if figures else {}
         body = {"object": "list", "data": data, "model": self.model.name, "usage": usage}
-        return Answer(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), {"content-type": "application/json"})
+        headers = {"content-type": "application/json"} | self.budget.headers
+        return Answer(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), headers)
 
     def _written(self, outcome: Outcome) -> Any:
         vector = np.ascontiguousarray(shortened(outcome.arrays["embedding"], self.dimensions), dtype="<f4")
@@ -52,17 +55,17 @@ def read_embeddings(body: bytes, serving: Serving, left: Callable[[], bool]) -> 
     if encoding not in ("float", "base64", None):
         raise wrong_value("encoding_format", "float | base64")
     truncate = read_flag(raw.get("truncate"), "truncate")
-    budget = read_budget(raw.get("compute_budget"), "compute_budget")
+    budget = serving.budgets.read(raw.get("compute_budget"), "compute_budget", model)
     single = isinstance(raw["input"], str)
     items = prepare_texts(
         texts,
         model,
         param=lambda index: "input" if single else f"input[{index}]",
         truncate=truncate,
-        budget=budget,
+        budget=budget.value,
         left=left,
     )
-    return Embeddings(model, items, dimensions, encoding == "base64", truncate)
+    return Embeddings(model, items, dimensions, encoding == "base64", truncate, budget)
 
 
 def list_models(serving: Serving) -> bytes:

@@ -9,10 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 import structlog
 
-from regions.engine.runner import Runner
+from regions.engine.runner import Runner, Step
 from regions.engine.scheduler import Scheduler
 from regions.models.base import Item, ServedModel
 from regions.settings import WorkerSettings
+from regions.worker.budgets import Budgets
 from regions.worker.metrics import Metrics
 from regions.worker.refusals import Loading, ModelNotFound
 
@@ -44,7 +45,13 @@ class Serving:
         self.since = int(time.time())
         self._loader = loader
         self._runner = Runner(setup)
-        self.scheduler = Scheduler(self._runner, batch=settings.batch, queue=settings.queue, observer=self.metrics)
+        self.budgets = Budgets(settings)
+        self.scheduler = Scheduler(self._runner, batch=settings.batch, queue=settings.queue, observer=self)
+
+    def batch_ran(self, model: str, *, tokens: int, queued: Sequence[float], step: Step) -> None:
+        """Hears from the scheduler of every batch that ran."""
+        self.metrics.batch_ran(model, tokens=tokens, queued=queued, step=step)
+        self.budgets.waited(max(queued))
 
     @property
     def ready(self) -> bool:

@@ -106,10 +106,13 @@ def _settings(document: CommentedMap, file: Path | None, environ: Mapping[str, s
         settings = WorkerSettings.model_validate(data, context={"file": True})
     except ValidationError as error:
         raise ConfigError(_told(error, document, file, variables)) from error
-    beside = (file.parent if file else Path()) / (settings.text_model or "")
-    if settings.text_model and beside.is_dir():  # paths are relative to the file; what is no directory is a hub id
-        return settings.model_copy(update={"text_model": str(beside)})
-    return settings
+    home = file.parent if file else Path()
+    update: dict[str, str] = {}
+    if settings.text_model and (home / settings.text_model).is_dir():  # what is no directory is a hub id
+        update["text_model"] = str(home / settings.text_model)
+    if settings.moe_model:
+        update["moe_model"] = str(home / settings.moe_model)
+    return settings.model_copy(update=update)
 
 
 def _overlaid(data: dict[str, Any], environ: Mapping[str, str]) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:

@@ -47,6 +47,18 @@ async def test_errors_and_pages_in_place_of_answers_are_not_kept(tmp_path: Path)
         assert (moved.status_code, moved.headers["X-Cache-Status"]) == (200, "MISS")
 
 
+async def test_answers_that_are_for_this_request_alone_are_not_kept(tmp_path: Path) -> None:
+    async with running(tmp_path) as gateway:
+        for region in gateway.upstreams.values():
+            region.answer = reply(200, EMBEDDING, "Content-Type: application/json", "Cache-Control: private, no-store")
+        assert await status(gateway, "a", "max-age=60") == (200, "MISS")
+        assert await status(gateway, "a", "max-age=60") == (200, "MISS")
+        for region in gateway.upstreams.values():
+            region.answer = reply(200, EMBEDDING)
+        assert await status(gateway, "a", "max-age=60") == (200, "MISS")
+        assert await status(gateway, "a", "max-age=60") == (200, "HIT")
+
+
 async def test_sampled_answers_are_computed_anew(tmp_path: Path) -> None:
     async with running(tmp_path) as gateway:
         for temperature, second in ((0, "HIT"), (1, "BYPASS")):

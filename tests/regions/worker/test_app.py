@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 from regions.models.base import ServedModel
 from regions.settings import QueueSettings, WorkerSettings
 from regions.worker import app as worker_app
+from regions.worker.budgets import Budgets
 from regions.worker.kserve import read_inference
 from regions.worker.serving import Serving
 from tests.regions.fakes import Doubler, LetterCounts, until
@@ -413,7 +414,7 @@ async def test_texts_of_a_client_that_left_are_not_read_on() -> None:
 async def test_a_request_that_waits_does_not_keep_its_body() -> None:
     tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}
     body = json.dumps({"id": "r1", "inputs": [tensor]}).encode()
-    job = read_inference(body, None, LetterCounts(), lambda: False)
+    job = read_inference(body, None, LetterCounts(), Budgets(WorkerSettings()), lambda: False)
     assert (job.request.id, job.request.inputs, len(job.items)) == ("r1", (), 1)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -99,3 +100,36 @@ def test_a_worker_that_is_killed_in_a_forward_drops_its_connections_at_once() ->
         running.process.child.kill()
         with pytest.raises(httpx.TransportError):
             asked.result(timeout=10)
+
+
+def test_an_automatic_budget_falls_under_load_and_rises_afterwards() -> None:
+    bounds = {"MIN": "0.2", "MAX": "0.6", "LATENCY": "20ms"}
+    environ = {f"TIDEGATE_WORKER__AUTO_BUDGET__{name}": value for name, value in bounds.items()}
+
+    def told(running: Worker) -> dict[str, Any]:
+        answer = running.embed(model="minilm-moe", input=SENTENCE)
+        assert answer.headers.get("cache-control") == ("no-store" if details(answer)["compute_budget"] < 0.6 else None)
+        return details(answer)
+
+    def details(answer: httpx.Response) -> dict[str, Any]:
+        figures: dict[str, Any] = answer.raise_for_status().json()["usage"]["details"]
+        return figures
+
+    with started("--models", "minilm-moe", TIDEGATE_WORKER__COMPUTE_BUDGET="auto", **environ) as running:
+        assert told(running) == {"compute_budget": 0.6, "flops_share": pytest.approx(0.6, abs=0.03), "auto": True}
+        assert "auto" not in details(running.embed(model="minilm-moe", input=SENTENCE, compute_budget=0.3))
+        with ThreadPoolExecutor(8) as threads:
+            asked = [
+                threads.submit(running.embed, model="minilm-moe", input=[SENTENCE] * 400, compute_budget="auto")
+                for _ in range(8)
+            ]
+            under_load = [details(each.result(timeout=60)) for each in asked]
+        assert all(0.2 <= each["compute_budget"] <= 0.6 and each["auto"] for each in under_load)
+        low = told(running)
+        assert low["compute_budget"] < 0.6
+        assert low["flops_share"] == pytest.approx(low["compute_budget"], abs=0.03)
+        until = time.monotonic() + 30
+        while (now := told(running)["compute_budget"]) < 0.6:
+            assert now >= low["compute_budget"]
+            assert time.monotonic() < until
+            time.sleep(0.5)
