@@ -41,7 +41,7 @@ class BatchSettings(Section):
     """How inputs of several requests share a forward: at most so many inputs and tokens, gathered for so long."""
 
     max_size: int = Field(default=128, ge=1, le=4096)
-    max_tokens: int = Field(default=4096, ge=1)
+    max_tokens: int = Field(default=1024, ge=1)
     window: Duration = 0.005
 
 
