@@ -3,6 +3,7 @@
 Shapes: N tokens of one item, W width, K experts of a token at most.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -10,6 +11,7 @@ from typing import Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from cachetools import LRUCache
 
 from regions.models.base import Batch, Item, Outcome
 from regions.models.minilm import PLATFORM
@@ -21,9 +23,15 @@ from regions.wire import refusal, wrong_datatype, wrong_shape
 SEED = 20_251
 """The weights are drawn from this seed, so that every worker of every region serves the same function."""
 
+CACHE_BYTES = 256 * 2**20
+"""What answers that are kept may take together. Each counts as at least its share, so that their number is bounded."""
+
 
 class DynamicMoE:
-    """A layer of the profile's size with seeded weights."""
+    """A layer of the profile's size with seeded weights.
+
+    Answers are kept for tensors that come again, unless the fallback gave them: `config.cache_entries` of them at most.
+    """
 
     name = "dynamic-moe"
     takes: Literal["text", "tensor"] = "tensor"
@@ -33,6 +41,11 @@ class DynamicMoE:
         generator = torch.Generator().manual_seed(SEED)
         self.layer = MoELayer(config, generator).eval().requires_grad_(requires_grad=False)
         self._guarded = GuardedLayer(self.layer)
+        self._least = CACHE_BYTES // max(config.cache_entries, 1)
+        self._answers: LRUCache[bytes, Outcome] = LRUCache(CACHE_BYTES if config.cache_entries else 0, self._weight)
+
+    def _weight(self, outcome: Outcome) -> int:
+        return max(self._least, sum(array.nbytes for array in outcome.arrays.values()))
 
     def metadata(self) -> Mapping[str, Any]:
         """KServe v2 model metadata."""
@@ -66,9 +79,24 @@ class DynamicMoE:
             raise refusal("The tensor {name} holds NaN or infinity", "tensor_not_finite", name=name)
         return Item(payload=values, cost=len(values), group=budget)
 
-    @torch.inference_mode()
     def forward(self, items: Sequence[Item]) -> Batch:
-        """Runs the tokens of all items as one batch; each token is routed by itself."""
+        """Runs the tokens of all items that it has no answer for as one batch; each token is routed by itself."""
+        keys = [_key(item) for item in items]
+        found = {key: self._answers[key] for key in keys if key in self._answers}
+        fresh = {key: item for key, item in zip(keys, items, strict=True) if key not in found}
+        batch = self._compute(list(fresh.values())) if fresh else Batch([], 0, 0)
+        made = dict(zip(fresh, batch.outcomes, strict=True))
+        if not batch.unrouted:
+            for key, outcome in made.items():
+                self._keep(key, outcome)
+        return replace(batch, outcomes=[(found | made)[key] for key in keys])
+
+    def _keep(self, key: bytes, outcome: Outcome) -> None:
+        if self._weight(outcome) <= self._answers.maxsize:
+            self._answers[key] = outcome
+
+    @torch.inference_mode()
+    def _compute(self, items: Sequence[Item]) -> Batch:
         x_TW = torch.from_numpy(np.concatenate([item.payload for item in items]))
         budget = cast("float | None", items[0].group)
         output = self._guarded(x_TW, budget, generator=torch.Generator().manual_seed(SEED))
@@ -88,7 +116,10 @@ class DynamicMoE:
             strict=True,
         )
         names = [output["name"] for output in self.metadata()["outputs"]]
-        outcomes = [Outcome({name: part.numpy() for name, part in zip(names, item, strict=True)}, {}) for item in parts]
+        # Copies, so that an answer which is kept does not hold the whole batch.
+        outcomes = [
+            Outcome({name: part.numpy().copy() for name, part in zip(names, item, strict=True)}, {}) for item in parts
+        ]
         return Batch(
             outcomes,
             flops=int(output.flops_T.sum()),
@@ -96,6 +127,11 @@ class DynamicMoE:
             utilisation=tuple(output.utilisation_E.tolist()),
             unrouted=int(routing.failed_T.sum()),
         )
+
+
+def _key(item: Item) -> bytes:
+    """Of the tokens and the budget: the layer is a function of these alone."""
+    return hashlib.blake2b(item.payload.tobytes() + repr(item.group).encode(), digest_size=32).digest()
 
 
 def config_for(profile: Literal["inference", "training"], fallback: Fallback) -> MoEConfig:

@@ -21,6 +21,12 @@ Scorer = Literal["linear", "norm"]
 RuleName = Literal["complexity_k", "top_k", "top_p", "relative_threshold", "sequence_budget"]
 """How many experts a token gets, and which (`rules`)."""
 
+Security = Literal["minimal", "standard", "strict"]
+"""What a layer checks of its tokens: nothing, shape and type, or also that no number is NaN or infinite."""
+
+STEERED: tuple[RuleName, ...] = ("top_p", "relative_threshold")
+"""Rules that go by a level, which a `BudgetController` moves, and not by a budget."""
+
 ENVIRONMENT_PREFIX = "TIDEGATE_MOE_"
 
 
@@ -31,8 +37,13 @@ class MoEConfig:
     `compute_budget` is the share of the FLOPs of all experts that a token takes on average, router included; without
     one, the number of experts ranges freely from `min_experts` to `max_experts`. `spread` is how far, in experts, a
     token may depart from the average that a budget allows. `mass` is what the rule `top_p` gathers, `ratio` what
-    `relative_threshold` asks for; a `BudgetController` moves them. `noise` is the standard deviation of what is added
-    to the scores in training (Shazeer et al. 2017).
+    `relative_threshold` asks for, at the start: a `BudgetController` moves them. `noise` is the standard deviation of
+    what is added to the scores in training (Shazeer et al. 2017).
+
+    Experts run on at most `batch_threshold` tokens at a time, which bounds what is in flight. A forward of more than
+    `timeout` seconds stops between two such parts. `memory_budget` bounds the bytes that a forward keeps for its
+    gradients: above it, experts are computed again in the backward. `cache_entries` is for a server of the layer: how
+    many answers it may keep.
     """
 
     width: int
@@ -51,11 +62,30 @@ class MoEConfig:
     gate: Gate = "softmax"
     fallback: Fallback = "dense"
     resilience: bool = True
+    security: Security = "standard"
+    batch_threshold: int = 16_384
+    timeout: float | None = None
+    memory_budget: int | None = None
+    cache_entries: int = 0
     balance_weight: float = 0.0
     z_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("width", "hidden", "experts", "max_experts"):
+        self._check_counts()
+        if self.compute_budget is not None and not 0 < self.compute_budget <= 1:
+            raise ValueError(f"compute_budget is {self.compute_budget}; a share over 0 and up to 1 is needed")
+        if self.compute_budget is not None and self.rule in STEERED:
+            raise ValueError(f"compute_budget is set; a BudgetController holds the rule {self.rule} to a share instead")
+        for name in ("mass", "ratio"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; a share between 0 and 1 is needed")
+        for name in ("spread", "noise", "balance_weight", "z_weight", "timeout", "memory_budget", "cache_entries"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise ValueError(f"{name} is {value}; a finite number from 0 up is needed")
+
+    def _check_counts(self) -> None:
+        for name in ("width", "hidden", "experts", "max_experts", "batch_threshold"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; at least 1 is needed")
         if not 0 <= self.min_experts <= self.max_experts <= self.experts:
@@ -65,19 +95,19 @@ class MoEConfig:
             )
         if self.min_experts == 0 and self.gate == "softmax":
             raise ValueError("min_experts is 0; a softmax gate needs at least 1 expert to weigh")
-        if self.compute_budget is not None and not 0 < self.compute_budget <= 1:
-            raise ValueError(f"compute_budget is {self.compute_budget}; a share over 0 and up to 1 is needed")
-        for name in ("mass", "ratio"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; a share over 0 and up to 1 is needed")
-        for name in ("spread", "noise", "balance_weight", "z_weight"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} is {getattr(self, name)}; a finite number from 0 up is needed")
 
     @classmethod
     def for_inference(cls) -> Self:
         """768 wide, 8 experts of which 1 to 3 serve a token; a router that fails is stood in for."""
-        return cls(width=768, hidden=384, experts=8, min_experts=1, max_experts=3)
+        return cls(
+            width=768,
+            hidden=384,
+            experts=8,
+            min_experts=1,
+            max_experts=3,
+            batch_threshold=500,
+            cache_entries=10_000,
+        )
 
     @classmethod
     def for_training(cls) -> Self:
@@ -92,6 +122,10 @@ class MoEConfig:
             min_experts=2,
             max_experts=8,
             resilience=False,
+            security="minimal",
+            batch_threshold=2_000,
+            timeout=60.0,
+            memory_budget=8 * 2**30,
             balance_weight=0.01,
             z_weight=0.001,
         )
@@ -100,9 +134,9 @@ class MoEConfig:
     def from_env(cls, environment: Mapping[str, str]) -> Self:
         """The inference settings (TIDEGATE_MOE_PROFILE=training: the training ones) with what the mapping overrides.
 
-        Every field is named TIDEGATE_MOE_ and its name in capitals, such as TIDEGATE_MOE_MAX_EXPERTS; a
-        COMPUTE_BUDGET of `none` is no budget, RESILIENCE is true or false. Raises ValueError naming the variable that
-        is unknown or wrong.
+        Every field is named TIDEGATE_MOE_ and its name in capitals, such as TIDEGATE_MOE_MAX_EXPERTS. A COMPUTE_BUDGET,
+        TIMEOUT (seconds) or MEMORY_BUDGET (bytes) of `none` is no limit; RESILIENCE is true or false. Raises ValueError
+        naming the variable that is unknown or wrong.
         """
         given = {
             name.removeprefix(ENVIRONMENT_PREFIX).lower(): text
@@ -125,15 +159,20 @@ def _flag(text: str) -> bool:
     return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
 
 
-def _budget(text: str) -> float | None:
+def _number(text: str) -> float | None:
     return None if text.lower() == "none" else float(text)
+
+
+def _whole(text: str) -> int | None:
+    return None if text.lower() == "none" else int(text)
 
 
 _READERS: Mapping[Any, tuple[Callable[[str], Any], str]] = {
     int: (int, "a whole number"),
     float: (float, "a number"),
     bool: (_flag, "true or false"),
-    float | None: (_budget, "a number or none"),
+    float | None: (_number, "a number or none"),
+    int | None: (_whole, "a whole number or none"),
 }
 
 

@@ -1,6 +1,6 @@
 """The experts: E small feed-forward networks of one shape, and the back ends that run those which were chosen.
 
-Shapes: T tokens, N (token, expert) pairs sorted by expert, E experts, D width, F inner width of an expert.
+Shapes: T tokens, P rows that experts run on, sorted by expert, N rows of one of them, E experts, D width, F inner one.
 """
 
 from typing import Literal, Protocol
@@ -13,12 +13,7 @@ from regions.moe.dispatch import Dispatch
 from regions.moe.linear import Linear, packed_linear, steady_linear
 
 Backend = Literal["loop", "grouped_mm", "dense"]
-
-DENSE_FROM = 0.9
-"""The share of all pairs from which one product over every expert is faster than gathering those that were chosen.
-
-Measured by benchmarks/moe_layer.py at 1,024 tokens and more, in float32 and bfloat16.
-"""
+"""One expert after the other; all in one grouped product; or every expert on every token, chosen or not."""
 
 
 class Experts(nn.Module):
@@ -57,10 +52,11 @@ class Experts(nn.Module):
     ) -> Tensor:
         """y_TD: for each token the sum of its experts, weighed (each by one, unless given).
 
-        Without a back end named, the one that is fastest.
+        Without a back end named it is `dense` where every expert was chosen for every token, else `loop`: of the two
+        that execute nothing else, `grouped_mm` was the faster one for no shape that benchmarks/moe_layer.py has.
         """
         if backend is None:
-            backend = "dense" if int(chosen_TE.sum()) >= DENSE_FROM * chosen_TE.numel() else "loop"
+            backend = "dense" if bool(chosen_TE.all()) else "loop"
         run: _Run = {"loop": _loop, "grouped_mm": _grouped, "dense": _dense}[backend]
         return run(self, x_TD, chosen_TE, weights_TE)
 
@@ -70,30 +66,24 @@ class _Run(Protocol):
 
 
 def _loop(experts: Experts, x_TD: Tensor, chosen_TE: Tensor, weights_TE: Tensor | None) -> Tensor:
-    """Expert after expert, on the tokens that chose it; what is in flight is never more than one expert's share."""
+    """Expert after expert, on the tokens that chose it."""
     dispatch = Dispatch.by_expert(chosen_TE)
-    y_TD = torch.zeros_like(x_TD, dtype=torch.float32)  # also for bfloat16, where many small parts would be lost
-    for expert, tokens_N in enumerate(torch.split(dispatch.tokens_N, dispatch.counts)):
-        if len(tokens_N):
-            y_ND = experts.one(expert, x_TD.index_select(0, tokens_N))
-            if weights_TE is not None:
-                y_ND = y_ND * weights_TE[tokens_N, expert, None]
-            y_TD = y_TD.index_add_(0, tokens_N, y_ND.float())
-    return y_TD.to(x_TD.dtype)
+    runs = enumerate(torch.split(dispatch.tokens_P, dispatch.counts))
+    parts = [experts.one(expert, x_TD.index_select(0, tokens_P)) for expert, tokens_P in runs if len(tokens_P)]
+    y_PD = torch.cat(parts) if parts else x_TD[:0]
+    return dispatch.combine(y_PD, None if weights_TE is None else weights_TE[chosen_TE])
 
 
 def _grouped(experts: Experts, x_TD: Tensor, chosen_TE: Tensor, weights_TE: Tensor | None) -> Tensor:
     """One grouped matrix product over all experts."""
     dispatch = Dispatch.by_expert(chosen_TE)
-    ends_E = torch.tensor(dispatch.counts, dtype=torch.int32).cumsum(0, dtype=torch.int32)
-    which_N = dispatch.experts_N
-    inner_NF = functional.grouped_mm(x_TD[dispatch.tokens_N], experts.up_EFD.transpose(1, 2), offs=ends_E)
-    inner_NF = functional.gelu(inner_NF + experts.up_bias_EF[which_N])
-    y_ND = functional.grouped_mm(inner_NF, experts.down_EDF.transpose(1, 2), offs=ends_E)
-    y_ND = y_ND + experts.down_bias_ED[which_N]
-    if weights_TE is not None:
-        y_ND = y_ND * weights_TE[dispatch.tokens_N, which_N, None].to(y_ND.dtype)
-    return torch.zeros_like(x_TD).index_add(0, dispatch.tokens_N, y_ND)
+    counts_E = torch.tensor(dispatch.counts, dtype=torch.int32)
+    ends_E = counts_E.cumsum(0, dtype=torch.int32)
+    inner_PF = functional.grouped_mm(x_TD[dispatch.tokens_P], experts.up_EFD.transpose(1, 2), offs=ends_E)
+    inner_PF = functional.gelu(inner_PF + experts.up_bias_EF.repeat_interleave(counts_E, dim=0))
+    y_PD = functional.grouped_mm(inner_PF, experts.down_EDF.transpose(1, 2), offs=ends_E)
+    y_PD = y_PD + experts.down_bias_ED.repeat_interleave(counts_E, dim=0)
+    return dispatch.combine(y_PD, None if weights_TE is None else weights_TE[chosen_TE])
 
 
 def _dense(experts: Experts, x_TD: Tensor, chosen_TE: Tensor, weights_TE: Tensor | None) -> Tensor:

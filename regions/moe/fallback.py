@@ -15,7 +15,7 @@ from regions.moe.router import Routing, gate_weights
 def stand_in(
     routing: Routing, config: MoEConfig, mean_count: float, generator: torch.Generator | None = None
 ) -> Routing:
-    """The routing with experts chosen, and weighed evenly, for the tokens that failed; their complexity counts as 1.
+    """The routing with experts chosen, and weighed evenly, for the tokens that failed.
 
     `load_balance` and `random` take `mean_count` experts, rounded, for each such token.
 
@@ -32,7 +32,6 @@ def stand_in(
         routing,
         chosen_TE=routing.chosen_TE.index_put(where, chosen_ME),
         weights_TE=routing.weights_TE.index_put(where, even_ME),
-        complexity_T=routing.complexity_T.masked_fill(failed_T, 1.0),
     )
 
 

@@ -4,11 +4,13 @@ Shapes: T tokens, E experts, D width, F inner width of an expert, N (token, expe
 """
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from regions.moe.config import MoEConfig
 from regions.moe.experts import Backend, Experts
@@ -16,6 +18,7 @@ from regions.moe.fallback import stand_in
 from regions.moe.flops import feed_forward_flops, router_flops
 from regions.moe.losses import auxiliary_loss
 from regions.moe.router import DynamicRouter, RouterError, Routing
+from regions.moe.selection import mean_count
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,22 @@ class MoEOutput:
     dense_flops: int
     utilisation_E: Tensor
     loss: Tensor | None
+
+    @property
+    def share(self) -> float:
+        """The executed share of the FLOPs of all experts, router included; 0 without tokens."""
+        return int(self.flops_T.sum()) / max(self.dense_flops, 1)
+
+    @property
+    def load_variation(self) -> float:
+        """Standard deviation of the experts' loads over their mean: 0 where all are equally busy."""
+        load_E = self.utilisation_E.double()
+        return float(load_E.std(correction=0) / load_E.mean().clamp_min(1e-12))
+
+    @property
+    def histogram(self) -> list[int]:
+        """The number of tokens that 0, 1, 2... experts served, up to all."""
+        return torch.bincount(self.routing.chosen_TE.sum(dim=1), minlength=len(self.utilisation_E) + 1).tolist()
 
 
 class MoELayer(nn.Module):
@@ -56,15 +75,19 @@ class MoELayer(nn.Module):
     ) -> MoEOutput:
         """Runs T tokens of texts of `lengths` (one, unless given), at the configured budget unless `budget` is given.
 
-        `backend` runs the experts (the fastest, unless given), `generator` serves the fallback `random`. Not `routed`,
-        the router is not asked and counts as failed, without FLOPs.
-        Raises RouterError where the router fails and `config.resilience` is off.
+        `backend` runs the experts (the fastest that runs the chosen alone, unless given; FLOPs are those of the chosen
+        whatever it is), `generator` serves the fallback `random`. Not `routed`, the router is not asked and counts as
+        failed, without FLOPs.
+        Raises RouterError where the router fails and `config.resilience` is off, TimeoutError after `config.timeout`,
+        and ValueError for tokens that `config.security` does not let in.
         """
+        start = time.monotonic()
+        self._check(x_TD)
         scores_TE = self._scores(x_TD) if routed else x_TD.new_full((len(x_TD), self.config.experts), math.nan)
         routing = self._route(x_TD, scores_TE, budget, lengths, generator)
         size = self.config
         return MoEOutput(
-            y_TD=self.experts(x_TD, routing.chosen_TE, None if size.gate == "unit" else routing.weights_TE, backend),
+            y_TD=self._run(x_TD, routing, backend, start),
             routing=routing,
             flops_T=(router_flops(1, size.width, size.experts) if routed else 0)
             + feed_forward_flops(1, size.width, size.hidden) * routing.chosen_TE.sum(dim=1),
@@ -72,6 +95,34 @@ class MoELayer(nn.Module):
             utilisation_E=routing.chosen_TE.sum(dim=0),
             loss=auxiliary_loss(size, routing.scores_TE, routing.chosen_TE) if self.training else None,
         )
+
+    def _check(self, x_TD: Tensor) -> None:
+        config = self.config
+        if config.security == "minimal":
+            return
+        if x_TD.dim() != 2 or x_TD.shape[1] != config.width or not x_TD.is_floating_point():  # noqa: PLR2004 - T and D
+            raise ValueError(f"tokens are {x_TD.dtype} {list(x_TD.shape)}; floats [tokens, {config.width}] are needed")
+        if config.security == "strict" and not bool(x_TD.isfinite().all()):
+            raise ValueError("tokens hold NaN or infinity")
+
+    def _run(self, x_TD: Tensor, routing: Routing, backend: Backend | None, start: float) -> Tensor:
+        """y_TD, part after part."""
+        config, size = self.config, self.config.batch_threshold
+        weights_TE = None if config.gate == "unit" else routing.weights_TE
+        limit = math.inf if config.memory_budget is None else config.memory_budget
+        again = torch.is_grad_enabled() and self._kept(x_TD, routing) > limit
+        parts = []
+        for first in range(0, max(len(x_TD), 1), size):
+            if config.timeout is not None and time.monotonic() - start > config.timeout:
+                raise TimeoutError(f"the layer took more than {config.timeout} s for {len(x_TD)} tokens")
+            rows = slice(first, first + size)
+            given = x_TD[rows], routing.chosen_TE[rows], None if weights_TE is None else weights_TE[rows], backend
+            parts.append(checkpoint(self.experts, *given, use_reentrant=False) if again else self.experts(*given))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _kept(self, x_TD: Tensor, routing: Routing) -> int:
+        """Bytes that the experts' backward needs, about: of each pair the input, two inner values and the result."""
+        return int(routing.chosen_TE.sum()) * 2 * (self.config.width + self.config.hidden) * x_TD.element_size()
 
     def _scores(self, x_TD: Tensor) -> Tensor:
         try:
@@ -93,4 +144,4 @@ class MoELayer(nn.Module):
         failed = int(routing.failed_T.sum())
         if failed and not self.config.resilience:
             raise RouterError(f"the router's scores are not finite for {failed} of {len(x_TD)} tokens")
-        return stand_in(routing, self.config, self.router.mean_count(budget), generator)
+        return stand_in(routing, self.config, mean_count(self.config, budget), generator)

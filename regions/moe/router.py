@@ -4,17 +4,17 @@ Shapes: T tokens, E experts, D width.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
-from regions.moe import rules
 from regions.moe.complexity import Complexity
 from regions.moe.config import Gate, MoEConfig
-from regions.moe.flops import feed_forward_flops, router_flops
 from regions.moe.linear import steady_linear
+from regions.moe.selection import rule_of
 
 INITIAL_SPREAD = 2.0
 """Standard deviation of fresh scores: wide enough for some tokens to have a clear favourite and others to have none."""
@@ -28,14 +28,20 @@ class RouterError(RuntimeError):
 class Routing:
     """The decision for T tokens. `weights_TE` is 0 where `chosen_TE` is false.
 
-    `complexity_T` lies in [0, 1]. `failed_T` marks tokens whose scores are not finite: nobody is chosen for them yet.
+    `failed_T` marks tokens whose scores are not finite: nobody is chosen for them yet. `estimate` gives complexities;
+    not every rule needs them, and they take as long as the scores.
     """
 
     scores_TE: Tensor
     chosen_TE: Tensor
     weights_TE: Tensor
-    complexity_T: Tensor
     failed_T: Tensor
+    estimate: Callable[[], Tensor]
+
+    @property
+    def complexity_T(self) -> Tensor:  # noqa: N802 - its shape, as in the names beside it
+        """How complex each token is, in [0, 1]; 1 where the router failed."""
+        return self.estimate().masked_fill(self.failed_T, 1.0)
 
     def ranked(self, columns: int) -> tuple[Tensor, Tensor]:
         """(indices, weights), each [T, columns]: a token's experts, heaviest first; -1 and 0 where there is none."""
@@ -54,8 +60,9 @@ def gate_weights(gate: Gate, scores_TE: Tensor, chosen_TE: Tensor) -> Tensor:
     """weights_TE of the chosen experts: a softmax over them alone, or one each; 0 for the others."""
     if gate == "unit":
         return chosen_TE.to(scores_TE.dtype)
-    weights_TE = scores_TE.masked_fill(~chosen_TE, -math.inf).softmax(dim=1)
-    return weights_TE.where(chosen_TE, 0.0)
+    # A token that nobody is chosen for has a softmax too, so that no gradient turns into NaN.
+    counted_TE = chosen_TE | ~chosen_TE.any(dim=1, keepdim=True)
+    return scores_TE.masked_fill(~counted_TE, -math.inf).softmax(dim=1).masked_fill(~chosen_TE, 0.0)
 
 
 class DynamicRouter(nn.Module):
@@ -65,7 +72,13 @@ class DynamicRouter(nn.Module):
     it is and is trained to give the logarithm of what each expert contributes (D2DMoE, Szatkowski et al. 2024). How
     complex a token is, `complexity` says. Each token is decided by itself or within its text; in `eval()`, `forward`
     changes nothing on the module.
+
+    Two buffers change by what training asks for: `level`, the mass of `top_p` or the ratio of `relative_threshold`, by
+    a `BudgetController`; `balance_E`, which joins the scores where experts are chosen, by `rebalance`.
     """
+
+    level: Tensor
+    balance_E: Tensor
 
     def __init__(self, config: MoEConfig, generator: torch.Generator | None = None) -> None:
         """Draws fresh weights from `generator` (torch's own unless given)."""
@@ -76,6 +89,9 @@ class DynamicRouter(nn.Module):
         self.weight_ED = nn.Parameter(weight_ED)
         self.bias_E = nn.Parameter(torch.zeros(config.experts))
         self.complexity = Complexity(config.estimator, config.width)
+        self.falling = config.rule == "relative_threshold"
+        self.register_buffer("level", torch.tensor(config.ratio if self.falling else config.mass))
+        self.register_buffer("balance_E", torch.zeros(config.experts))
 
     def scores(self, x_TD: Tensor) -> Tensor:
         """scores_TE, in float32 whatever the tokens are in; with noise in training, where that is asked for."""
@@ -101,52 +117,30 @@ class DynamicRouter(nn.Module):
     ) -> Routing:
         """The routing that these scores ask for."""
         failed_T = ~scores_TE.isfinite().all(dim=1)
-        safe_TE = scores_TE.masked_fill(failed_T[:, None], 0.0)
-        complexity_T = self.complexity(x_TD.detach().float(), safe_TE.detach())
-        chosen_TE = self.rule(budget).choose(
-            safe_TE.detach(), complexity_T, [len(x_TD)] if lengths is None else lengths
-        )
-        chosen_TE = chosen_TE & ~failed_T[:, None]
-        weights_TE = gate_weights(self.config.gate, safe_TE, chosen_TE | failed_T[:, None])
-        return Routing(
-            scores_TE=scores_TE,
-            chosen_TE=chosen_TE,
-            weights_TE=weights_TE.masked_fill(failed_T[:, None], 0.0),
-            complexity_T=complexity_T,
-            failed_T=failed_T,
-        )
+        failed = bool(failed_T.any())
+        safe_TE = scores_TE.masked_fill(failed_T[:, None], 0.0) if failed else scores_TE
+        estimate = cache(lambda: self.complexity(x_TD.detach().float(), safe_TE.detach()))
+        ranking_TE = safe_TE.detach() + self.balance_E
+        rule = rule_of(self.config, self.steered(), budget)
+        chosen_TE = rule.choose(ranking_TE, estimate, [len(x_TD)] if lengths is None else lengths)
+        if failed:
+            chosen_TE = chosen_TE & ~failed_T[:, None]
+        weights_TE = gate_weights(self.config.gate, safe_TE, chosen_TE)
+        return Routing(scores_TE, chosen_TE, weights_TE, failed_T, estimate)
 
-    def rule(self, budget: float | None = None) -> rules.Rule:
-        """The configured rule at a budget."""
-        config, middle = self.config, self.mean_count(budget)
-        bounds = (config.min_experts, config.max_experts)
-        if config.rule == "top_k":
-            return rules.TopK(max(config.min_experts, math.floor(middle + 0.5)))
-        if config.rule == "top_p":
-            return rules.TopP(config.mass, *bounds)
-        if config.rule == "relative_threshold":
-            return rules.RelativeThreshold(config.ratio, *bounds)
-        if config.rule == "sequence_budget":
-            return rules.SequenceBudget(middle / config.experts, *bounds)
-        return rules.ComplexityK(middle, self._reach(middle, budget), *bounds)
+    def steered(self) -> float:
+        """The level in force."""
+        return float(self.level)
 
-    def _reach(self, middle: float, budget: float | None) -> float:
-        reach = min(middle - self.config.min_experts, self.config.max_experts - middle)
-        if budget is None and self.config.compute_budget is None:
-            return reach
-        # A band of whole width is rounded without a bias: the mean stays at what the budget buys.
-        return min(self.config.spread, math.floor(2 * reach) / 2)
+    def steer(self, level: float) -> None:
+        """Takes another level: a mass or a ratio, over 0 and up to 1."""
+        self.level.fill_(level)
 
-    def mean_count(self, budget: float | None = None) -> float:
-        """How many experts a token gets on average: what the budget buys, or without one half-way through the range."""
-        lowest, highest = float(self.config.min_experts), float(self.config.max_experts)
-        budget = self.config.compute_budget if budget is None else budget
-        if budget is None:
-            return (lowest + highest) / 2
-        return min(max(self.affordable(budget), lowest), highest)
+    def rebalance(self, utilisation_E: Tensor, rate: float = 0.01) -> None:
+        """After a training step: makes busy experts less, and idle ones more, likely to be chosen.
 
-    def affordable(self, budget: float) -> float:
-        """The mean number of experts that a share of the FLOPs of all of them buys, once the router is paid."""
-        one = feed_forward_flops(1, self.config.width, self.config.hidden)
-        total = budget * one * self.config.experts
-        return (total - router_flops(1, self.config.width, self.config.experts)) / one
+        The weights of those chosen, and so all gradients, stay as the scores alone make them (Wang et al. 2024,
+        "Auxiliary-Loss-Free Load Balancing Strategy"). `rate` is in units of the scores.
+        """
+        load_E = utilisation_E.to(self.balance_E)
+        self.balance_E.add_(rate * (load_E.mean() - load_E).sign())

@@ -6,7 +6,7 @@ Shapes: T tokens in texts that lie end to end, E experts, L tokens of one text.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,11 +15,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+Complexity = Callable[[], Tensor]
+"""Gives complexity_T, in [0, 1]: a rule that asks for it pays for it."""
+
 
 class Rule(Protocol):
     """Decides from finite scores."""
 
-    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:
+    def choose(self, scores_TE: Tensor, complexity: Complexity, lengths: Sequence[int]) -> Tensor:
         """chosen_TE, a mask; `lengths` are those of the texts, T in sum."""
         ...
 
@@ -30,7 +33,7 @@ class TopK:
 
     count: int
 
-    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
+    def choose(self, scores_TE: Tensor, complexity: Complexity, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
         return places(scores_TE) < self.count
 
 
@@ -42,7 +45,7 @@ class TopP:
     lowest: int
     highest: int
 
-    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
+    def choose(self, scores_TE: Tensor, complexity: Complexity, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
         falling_TE = scores_TE.softmax(dim=1).sort(dim=1, descending=True, stable=True).values
         before_TE = falling_TE.cumsum(dim=1) - falling_TE
         return places(scores_TE) < _bounded((before_TE < self.mass).sum(dim=1), self.lowest, self.highest)[:, None]
@@ -59,7 +62,7 @@ class RelativeThreshold:
     lowest: int
     highest: int
 
-    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
+    def choose(self, scores_TE: Tensor, complexity: Complexity, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
         near_TE = scores_TE >= scores_TE.amax(dim=1, keepdim=True) + math.log(self.ratio)
         return places(scores_TE) < _bounded(near_TE.sum(dim=1), self.lowest, self.highest)[:, None]
 
@@ -76,8 +79,8 @@ class ComplexityK:
     lowest: int
     highest: int
 
-    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
-        count_T = (self.middle + self.reach * (2 * complexity_T - 1)).round().long()
+    def choose(self, scores_TE: Tensor, complexity: Complexity, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
+        count_T = (self.middle + self.reach * (2 * complexity() - 1)).round().long()
         return places(scores_TE) < _bounded(count_T, self.lowest, self.highest)[:, None]
 
 
@@ -93,31 +96,38 @@ class SequenceBudget:
     lowest: int
     highest: int
 
-    def choose(self, scores_TE: Tensor, complexity_T: Tensor, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
-        values_TE = scores_TE.detach().float().numpy()
-        chosen_TE = np.empty(values_TE.shape, dtype=np.bool_)
-        start = 0
-        for length in lengths:
-            text = slice(start, start + length)
-            chosen_TE[text] = _highest(values_TE[text], self.share)
-            start += length
-        mask_TE = torch.from_numpy(chosen_TE)
+    def choose(self, scores_TE: Tensor, complexity: Complexity, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
+        mask_TE = torch.from_numpy(_highest(scores_TE.detach().float().numpy(), self.share, lengths))
         if self.lowest == 0 and self.highest >= scores_TE.shape[1]:
             return mask_TE
         count_T = _bounded(mask_TE.sum(dim=1), self.lowest, self.highest)
         return places(scores_TE) < count_T[:, None]
 
 
-def _highest(values_LE: npt.NDArray[np.float32], share: float) -> npt.NDArray[np.bool_]:
-    """Marks the highest share of the values, at least one; of equal ones the first, wherever the text stands."""
-    values_P = values_LE.ravel()
-    pairs = min(max(1, int(share * values_P.size)), values_P.size)
-    least = np.partition(values_P, values_P.size - pairs)[values_P.size - pairs]
-    chosen_P = values_P > least
-    equal = np.flatnonzero(values_P == least)
-    chosen_P[equal[: pairs - int(chosen_P.sum())]] = True
-    chosen_LE: npt.NDArray[np.bool_] = chosen_P.reshape(values_LE.shape)
-    return chosen_LE
+def _highest(values_TE: npt.NDArray[np.float32], share: float, lengths: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Marks the highest share of each text's values, at least one; of equal ones the first, wherever the text stands.
+
+    Only the least value that is taken is looked for text by text, as most of the time goes into calls, not numbers.
+    """
+    values_P, experts = np.ascontiguousarray(values_TE).ravel(), values_TE.shape[1]
+    sizes = np.array([length * experts for length in lengths if length], dtype=np.int64)
+    if not len(sizes):
+        return np.zeros(values_TE.shape, dtype=np.bool_)
+    ends = np.cumsum(sizes)
+    starts = ends - sizes
+    pairs = np.clip((share * sizes).astype(np.int64), 1, sizes)
+    least = [
+        np.partition(values_P[start:end], end - start - taken)[end - start - taken]
+        for start, end, taken in zip(starts.tolist(), ends.tolist(), pairs.tolist(), strict=True)
+    ]
+    least_P = np.repeat(np.array(least, dtype=np.float32), sizes)
+    chosen_P, equal_P = values_P > least_P, values_P == least_P
+    missing = pairs - np.add.reduceat(chosen_P, starts, dtype=np.int64)
+    passed_P = np.cumsum(equal_P)
+    before = passed_P[starts] - equal_P[starts]
+    chosen_P |= equal_P & (passed_P <= np.repeat(before + missing, sizes))
+    chosen_TE: npt.NDArray[np.bool_] = chosen_P.reshape(values_TE.shape)
+    return chosen_TE
 
 
 def places(scores_TE: Tensor) -> Tensor:

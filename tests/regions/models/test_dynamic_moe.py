@@ -1,11 +1,15 @@
 """The layer that serves tensors: its outputs, its figures, and the tensors that it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from regions.models.dynamic_moe import CACHE_BYTES, DynamicMoE
 from regions.models.load import load
 from regions.moe import reference
+from regions.moe.config import MoEConfig
 from regions.settings import WorkerSettings
 from regions.wire import InvalidInput
 
@@ -61,6 +65,45 @@ def test_items_of_a_batch_do_not_touch_each_other(model):
     assert together.flops == sum(flops)
     assert together.flops < together.dense_flops == 71 * 4 * 768 * 384 * 8
     assert sum(together.utilisation) == sum((outcome.arrays["experts"] >= 0).sum() for outcome in together.outcomes)
+
+
+def test_a_tensor_that_comes_again_is_not_computed_again():
+    model = load("dynamic-moe", WorkerSettings())
+    first = run(model, values(3), values(2, seed=1))
+    again = run(model, values(4, seed=2), values(3))
+    assert again.flops == again.outcomes[0].arrays["flops"].sum()
+    for name, array in first.outcomes[0].arrays.items():
+        assert np.array_equal(again.outcomes[1].arrays[name], array)
+    assert run(model, values(3)).flops == 0
+    assert run(model, values(3), budget=0.2).flops > 0, "another budget is another question"
+    twins = run(model, values(1, seed=9), values(1, seed=9))
+    assert twins.flops == twins.outcomes[0].arrays["flops"].sum() == twins.outcomes[1].arrays["flops"].sum()
+
+
+def test_kept_answers_are_bounded_in_number_and_size():
+    config = replace(MoEConfig.for_inference(), cache_entries=2)
+    model = DynamicMoE(config)
+    for seed in (1, 2, 3):
+        run(model, values(1, seed=seed))
+    assert run(model, values(1, seed=3)).flops == 0
+    assert run(model, values(1, seed=1)).flops > 0
+    large = DynamicMoE(replace(config, width=64, cache_entries=200_000))
+    for _ in range(2):
+        assert run(large, values(CACHE_BYTES // 256, 64)).flops > 0
+
+
+def test_without_a_cache_everything_is_computed():
+    model = DynamicMoE(replace(MoEConfig.for_inference(), cache_entries=0))
+    assert run(model, values(3)).flops == run(model, values(3)).flops > 0
+
+
+def test_what_the_fallback_gave_is_not_kept():
+    model = load("dynamic-moe", WorkerSettings())
+    weight_ED = model.layer.router.weight_ED.clone()
+    model.layer.router.weight_ED.fill_(float("nan"))
+    assert run(model, values(3)).unrouted == 3
+    model.layer.router.weight_ED.copy_(weight_ED)
+    assert run(model, values(3)).unrouted == 0
 
 
 def test_every_worker_serves_the_same_function(model):

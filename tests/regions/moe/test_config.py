@@ -13,6 +13,9 @@ def test_factories_hold_the_figures_of_the_product():
     assert not training.resilience
     assert training.balance_weight > 0
     assert training.z_weight > 0
+    assert (inference.cache_entries, inference.batch_threshold, inference.security) == (10_000, 500, "standard")
+    assert (training.cache_entries, training.batch_threshold, training.security) == (0, 2_000, "minimal")
+    assert (training.memory_budget, training.timeout) == (8 * 2**30, 60.0)
 
 
 def test_from_env_without_settings_is_the_inference_profile():
@@ -30,6 +33,8 @@ def test_from_env_overrides_the_named_profile():
     config = MoEConfig.from_env(environment)
     assert (config.width, config.compute_budget, config.fallback, config.resilience) == (64, 0.5, "random", True)
     assert config.experts == 16
+    assert MoEConfig.from_env({"TIDEGATE_MOE_TIMEOUT": "1.5"}).timeout == 1.5
+    assert MoEConfig.from_env({"TIDEGATE_MOE_MEMORY_BUDGET": "4096"}).memory_budget == 4096
     assert MoEConfig.from_env({"TIDEGATE_MOE_COMPUTE_BUDGET": "none"}).compute_budget is None
 
 
@@ -39,6 +44,10 @@ def test_from_env_overrides_the_named_profile():
         ("PROFILE", "turbo", "TIDEGATE_MOE_PROFILE is 'turbo'; inference or training"),
         ("WIDTH", "wide", "TIDEGATE_MOE_WIDTH is 'wide'; a whole number"),
         ("COMPUTE_BUDGET", "half", "TIDEGATE_MOE_COMPUTE_BUDGET is 'half'; a number or none"),
+        ("MEMORY_BUDGET", "8GB", "TIDEGATE_MOE_MEMORY_BUDGET is '8GB'; a whole number or none"),
+        ("TIMEOUT", "-1", "timeout is -1.0"),
+        ("BATCH_THRESHOLD", "0", "batch_threshold is 0"),
+        ("SECURITY", "none", "TIDEGATE_MOE_SECURITY is 'none'; one of minimal, standard, strict"),
         ("RESILIENCE", "maybe", "TIDEGATE_MOE_RESILIENCE is 'maybe'; true or false"),
         ("FALLBACK", "hope", "TIDEGATE_MOE_FALLBACK is 'hope'; one of dense, load_balance, single_expert, random"),
         ("DEPTH", "3", "TIDEGATE_MOE_DEPTH is not a setting; known are TIDEGATE_MOE_PROFILE, TIDEGATE_MOE_WIDTH"),

@@ -10,10 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from regions.moe import reference
-from regions.moe.config import MoEConfig
+from regions.moe.config import STEERED, MoEConfig
 from regions.moe.flops import feed_forward_flops, router_flops
 from regions.moe.layer import MoELayer
 from regions.moe.router import RouterError
@@ -55,7 +57,7 @@ def test_equals_the_reference(*, count, experts, gate, rule, backend, budget, se
     layer.experts.up_bias_EF.normal_(generator=seeded(seed))
     layer.experts.down_bias_ED.normal_(generator=seeded(seed))
     x_TD = tokens(count, config, seed)
-    output = layer(x_TD, budget, backend=backend)
+    output = layer(x_TD, None if rule in STEERED else budget, backend=backend)
     expected_TD = reference.mixture(layer.experts, output.routing, x_TD)
     torch.testing.assert_close(output.y_TD, expected_TD, atol=1e-5, rtol=1e-5)
     count_T = output.routing.chosen_TE.sum(dim=1)
@@ -176,6 +178,84 @@ def test_fallbacks_choose_as_they_say():
     assert first.sum(dim=1).tolist() == [2] * 30
     with pytest.raises(ValueError, match="generator"):
         chosen("random")
+
+
+def test_parts_give_what_the_whole_gives():
+    for config in (SMALL, replace(SMALL, gate="unit", rule="sequence_budget", compute_budget=0.5)):
+        whole, parted = layer_of(config), layer_of(replace(config, batch_threshold=7))
+        x_TD = tokens(50)
+        for backend in ("loop", "dense", "grouped_mm"):
+            expected, actual = (layer(x_TD, lengths=[20, 30], backend=backend) for layer in (whole, parted))
+            torch.testing.assert_close(actual.y_TD, expected.y_TD, atol=1e-6, rtol=1e-6)
+            assert torch.equal(actual.flops_T, expected.flops_T)
+
+
+def test_a_part_bounds_what_is_in_flight():
+    """The largest tensor that a forward makes does not grow with the batch, but for the result and the routing."""
+    layer = layer_of(replace(SMALL, hidden=256, batch_threshold=100))
+    with Largest() as small:
+        layer(tokens(200), backend="dense")
+    with Largest() as large:
+        layer(tokens(2000), backend="dense")
+    assert small.numel == large.numel == 100 * 6 * 256
+
+
+class Largest(TorchDispatchMode):
+    """The numbers in the largest tensor that an operation gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.numel = max(self.numel, result.numel())
+        return result
+
+
+def test_over_its_memory_budget_the_backward_computes_experts_again():
+    gradients, kept = [], []
+    for budget in (None, 1000):
+        layer = layer_of(replace(SMALL, memory_budget=budget)).train().requires_grad_()
+        sizes = []
+        with saved_tensors_hooks(lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor, lambda kept: kept):
+            output = layer(tokens(200))
+        output.y_TD.square().sum().backward()
+        gradients.append([parameter.grad for parameter in layer.parameters()])
+        kept.append(sum(sizes))
+    for first, second in zip(*gradients, strict=True):
+        torch.testing.assert_close(first, second)
+    assert kept[1] < kept[0] / 2
+
+
+def test_a_forward_that_takes_too_long_stops():
+    layer = layer_of(replace(SMALL, timeout=0.0))
+    with pytest.raises(TimeoutError, match=r"more than 0.0 s for 5 tokens"):
+        layer(tokens(5))
+
+
+def test_what_security_keeps_out():
+    standard, strict = layer_of(SMALL), layer_of(replace(SMALL, security="strict"))
+    for wrong in (tokens(3)[0], tokens(3)[:, :5], tokens(3).long()):
+        with pytest.raises(ValueError, match=r"floats \[tokens, 24\] are needed"):
+            standard(wrong)
+    unknown = tokens(3).index_fill(0, torch.tensor([1]), math.nan)
+    assert standard(unknown).routing.failed_T.tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        strict(unknown)
+    with pytest.raises((RuntimeError, IndexError)):
+        layer_of(replace(SMALL, security="minimal", resilience=False))(tokens(3)[:, :5])
+
+
+def test_figures_of_a_forward():
+    output = layer_of(replace(SMALL, min_experts=2, max_experts=2))(tokens(40))
+    assert output.histogram == [0, 0, 40, 0, 0, 0, 0]
+    assert output.share == int(output.flops_T.sum()) / output.dense_flops
+    load_E = output.utilisation_E.double()
+    assert output.load_variation == pytest.approx(float(load_E.std(correction=0) / load_E.mean()))
+    nothing = layer_of(SMALL)(tokens(0))
+    assert (nothing.share, nothing.load_variation) == (0.0, 0.0)
 
 
 def test_without_resilience_a_failed_router_is_an_error():

@@ -1,5 +1,7 @@
 """The losses: their known values, and gradients that reach the router through the layer in training."""
 
+from dataclasses import replace
+
 import torch
 
 from regions.moe.config import MoEConfig
@@ -37,3 +39,19 @@ def test_the_loss_alone_reaches_the_router():
     loss.backward()
     assert float(layer.router.weight_ED.grad.abs().sum()) > 0
     assert layer.experts.up_EFD.grad is None
+
+
+def test_the_bias_evens_the_load_without_a_loss_and_leaves_the_weights_alone():
+    """All tokens lean to a few experts; the bias alone brings the busiest of 16 near the mean."""
+    generator = torch.Generator().manual_seed(0)
+    layer = MoELayer(replace(MoEConfig.for_training(), width=64), generator).eval().requires_grad_(requires_grad=False)
+    x_TD = torch.randn(512, 64, generator=generator) + torch.randn(64, generator=generator)
+    before = layer(x_TD)
+    for _ in range(400):
+        layer.router.rebalance(layer(x_TD).utilisation_E)
+    after = layer(x_TD)
+    assert float(before.load_variation) > 0.5
+    assert float(after.load_variation) < 0.1
+    logits_TE = after.routing.scores_TE.masked_fill(~after.routing.chosen_TE, -torch.inf)
+    torch.testing.assert_close(after.routing.weights_TE, logits_TE.softmax(dim=1))
+    torch.testing.assert_close(after.routing.scores_TE, before.routing.scores_TE)

@@ -16,7 +16,11 @@ from regions.moe.rules import ComplexityK, RelativeThreshold, SequenceBudget, To
 def chosen(rule, scores, complexity=None, lengths=None):
     scores_TE = torch.tensor(scores)
     complexity_T = torch.zeros(len(scores_TE)) if complexity is None else torch.tensor(complexity)
-    return rule.choose(scores_TE, complexity_T, lengths or [len(scores_TE)]).int().tolist()
+    return rule.choose(scores_TE, lambda: complexity_T, lengths or [len(scores_TE)]).int().tolist()
+
+
+def never():
+    raise AssertionError("this rule has no use for complexities")
 
 
 def logs(*shares):
@@ -69,11 +73,11 @@ def test_equal_scores_fall_to_the_first():
 )
 def test_a_text_gets_what_it_pays_for_whoever_is_beside_it(lengths, share, seed, levels):
     scores_TE = torch.randint(levels, (sum(lengths), 6), generator=torch.Generator().manual_seed(seed)).float()
-    rule, none_T = SequenceBudget(share, 0, 6), torch.zeros(sum(lengths))
-    together = rule.choose(scores_TE, none_T, lengths).split(lengths)
+    rule = SequenceBudget(share, 0, 6)
+    together = rule.choose(scores_TE, never, lengths).split(lengths)
     for length, part_TE, mask_TE in zip(lengths, scores_TE.split(lengths), together, strict=True):
         assert int(mask_TE.sum()) == max(1, int(share * length * 6))
-        assert torch.equal(rule.choose(part_TE, torch.zeros(length), [length]), mask_TE)
+        assert torch.equal(rule.choose(part_TE, never, [length]), mask_TE)
         if bool((~mask_TE).any()):
             assert float(part_TE[mask_TE].min()) >= float(part_TE[~mask_TE].max())
 
@@ -81,7 +85,7 @@ def test_a_text_gets_what_it_pays_for_whoever_is_beside_it(lengths, share, seed,
 @pytest.mark.parametrize("rule", [TopP(0.6, 1, 4), RelativeThreshold(0.3, 1, 4), ComplexityK(2.5, 1.5, 1, 4)])
 def test_bounds_hold_and_the_best_expert_is_always_there(rule):
     scores_TE = torch.randn(200, 8, generator=torch.Generator().manual_seed(1))
-    mask_TE = rule.choose(scores_TE, torch.linspace(0, 1, 200), [200])
+    mask_TE = rule.choose(scores_TE, lambda: torch.linspace(0, 1, 200), [200])
     count_T = mask_TE.sum(dim=1)
     assert (int(count_T.min()), int(count_T.max())) == (1, 4)
     assert bool(mask_TE.gather(1, scores_TE.argmax(dim=1, keepdim=True)).all())
