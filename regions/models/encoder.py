@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from regions.models.attention import attention
 from regions.models.buffers import Buffers
-from regions.moe.linear import packed_linear
+from regions.moe.linear import filled, packed_linear
 
 WEIGHTS = "model.safetensors"
 
@@ -56,7 +56,10 @@ class EncoderConfig:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """Texts end to end: `ids_T` and `positions_T`, and the length of each text, shortest first."""
+    """Texts end to end: `ids_T` and `positions_T`, and the length of each text, shortest first.
+
+    After the last text follow rows that belong to none, so that few different T come up (`linear.filled`).
+    """
 
     ids_T: Tensor
     positions_T: Tensor
@@ -66,11 +69,16 @@ class Packed:
     def of(cls, texts: list[list[int]]) -> Self:
         """Packs texts that are sorted by length; none is empty."""
         lengths = tuple(len(text) for text in texts)
-        return cls(
-            ids_T=torch.tensor([token for text in texts for token in text]),
-            positions_T=torch.cat([torch.arange(length) for length in lengths]),
-            lengths=lengths,
-        )
+        tokens = sum(lengths)
+        none = [0] * (filled(tokens) - tokens)
+        ids = [token for text in texts for token in text]
+        positions = [place for length in lengths for place in range(length)]
+        return cls(ids_T=torch.tensor(ids + none), positions_T=torch.tensor(positions + none), lengths=lengths)
+
+    @property
+    def tokens(self) -> int:
+        """Rows that belong to texts: the first ones."""
+        return sum(self.lengths)
 
     def blocks(self) -> list[tuple[int, int, int]]:
         """(first token, number of texts, their length) of each run of texts of one length."""
@@ -142,13 +150,16 @@ class Encoder:
         return other
 
     def __call__(self, packed: Packed, feed_forward: FeedForward | None = None) -> Tensor:
-        """hidden_TD of the last layer; `feed_forward` stands for the dense feed-forward layers where given."""
-        feed_forward = feed_forward or self.dense
+        """hidden_TD of the last layer; `feed_forward` stands for the dense feed-forward layers where given.
+
+        It gets the rows of the texts alone.
+        """
         x_TD = self.embed(packed.ids_T, packed.positions_T)
         for number, layer in enumerate(self._layers):
             x_TD = self._normalise(x_TD + self._attend(layer, x_TD, packed), layer.attention_norm)
-            x_TD = self._normalise(x_TD + feed_forward(number, x_TD), layer.output_norm)
-        return x_TD
+            y_TD = self.dense(number, x_TD) if feed_forward is None else _on_texts(feed_forward, number, x_TD, packed)
+            x_TD = self._normalise(x_TD + y_TD, layer.output_norm)
+        return x_TD[: packed.tokens]
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
         """The tokens, of any shape, as they enter the first layer; one more dimension holds their features."""
@@ -163,10 +174,16 @@ class Encoder:
         with self.buffers.lend(x_TD.shape, x_TD.dtype) as out_TD:
             for texts in packed.blocks():
                 attention(qkv_TD3, out_TD, texts, self.config.heads, self.buffers)
+            out_TD[packed.tokens :].zero_()
             return layer.attended(out_TD)
 
     def _normalise(self, x_TD: Tensor, norm: Pair) -> Tensor:
         return functional.layer_norm(x_TD, (self.config.width,), *norm, self.config.epsilon)
+
+
+def _on_texts(feed_forward: FeedForward, layer: int, x_TD: Tensor, packed: Packed) -> Tensor:
+    y_TD = feed_forward(layer, x_TD[: packed.tokens])
+    return functional.pad(y_TD, (0, 0, 0, len(x_TD) - packed.tokens))
 
 
 def mean_pool(hidden_TD: Tensor, packed: Packed) -> Tensor:

@@ -43,7 +43,7 @@ class MiniLM:
 
     def forward(self, items: Sequence[Item]) -> Batch:
         """Embeds the items' texts."""
-        arrays = embed(self.encoder, items, self.encoder.dense)
+        arrays = embed(self.encoder, items)
         flops = self.dense_flops(sum(item.cost for item in items))
         return Batch(
             [Outcome({"embedding": array}, {}) for array in arrays],
@@ -64,7 +64,7 @@ def by_length(items: Sequence[Item]) -> list[int]:
 
 
 @torch.inference_mode()
-def embed(encoder: Encoder, items: Sequence[Item], feed_forward: FeedForward) -> list[npt.NDArray[Any]]:
+def embed(encoder: Encoder, items: Sequence[Item], feed_forward: FeedForward | None = None) -> list[npt.NDArray[Any]]:
     """One embedding [width] in FP32 for each item, in the order of the items."""
     order = by_length(items)
     packed = Packed.of([items[place].payload for place in order])

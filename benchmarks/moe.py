@@ -1,0 +1,122 @@
+"""What dynamic experts cost and keep: `minilm-moe` at each budget against the dense encoder, in one run.
+
+Quality is judged on 500 held-out texts and on word pairs rated by people. Time is that of a forward over the same real
+texts: dense in float32 and in bfloat16, and static pruning, a dense layer cut to the budget's share of neurons (its
+time only: what it keeps after the same training stands in the model card). The candidates take turns, so that a drift
+of the machine's speed meets all of them; ratios of medians are what to quote.
+
+    python benchmarks/moe.py [--tokens 1024 4096] [--rounds 15] [--moe DIR]
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from regions.models import checkpoint
+from regions.models.base import Item
+from regions.models.convert import evaluation
+from regions.models.convert.corpus import held_out_texts, rated_pairs
+from regions.models.encoder import read_blocks
+from regions.models.load import load
+from regions.models.minilm import MiniLM
+from regions.models.minilm_moe import MiniLMMoE
+from regions.models.precision import dtype_of
+from regions.models.source import find_text_model
+from regions.settings import WorkerSettings
+
+BUDGETS = evaluation.BUDGETS
+MEASURES = ("dense fp32", "dense bf16", "static pruning")
+
+
+def batch(model: MiniLM, tokens: int) -> list[str]:
+    """Real texts of so many tokens together, or a few less."""
+    texts = held_out_texts()
+    random.Random(0).shuffle(texts)
+    chosen: list[str] = []
+    for text in texts:
+        cost = item(model, text, 1.0).cost
+        if cost <= tokens:
+            chosen.append(text)
+            tokens -= cost
+    return chosen
+
+
+def item(model: MiniLM | MiniLMMoE, text: str, budget: float) -> Item:
+    return model.prepare_text(text, param="input", truncate=True, budget=budget)
+
+
+def pruned(dense: MiniLM, directory: Path, budget: float) -> MiniLM:
+    """The dense encoder with the first neurons of each layer alone, as many as the budget pays for."""
+    other = MiniLM(directory, dense.encoder.dtype)
+    kept = round(dense.encoder.config.hidden * budget)
+    blocks = [
+        replace(
+            block,
+            up=(block.up[0][:kept].contiguous(), block.up[1][:kept]),
+            down=(block.down[0][:, :kept].contiguous(), block.down[1]),
+        )
+        for block in read_blocks(directory)
+    ]
+    other.encoder = dense.encoder.with_blocks(blocks)
+    return other
+
+
+def medians(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Seconds of each."""
+    took: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(rounds + 2):
+        for name, run in candidates.items():
+            begun = time.perf_counter()
+            run()
+            took[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(seconds[2:]) for name, seconds in took.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 4096], help="of a batch")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--moe", help="directory that `tidegate convert` wrote; the one that ships unless given")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    directory = find_text_model(None)
+    exact, dense = MiniLM(directory), MiniLM(directory, dtype_of("bf16"))
+    moe = load("minilm-moe", WorkerSettings(precision="bf16", moe_model=options.moe))
+    assert isinstance(moe, MiniLMMoE)
+    print(f"weights {checkpoint.fingerprint(directory)[:12]}, {options.threads} threads\n")
+    rows = evaluation.evaluate(
+        evaluation.served(moe), evaluation.served(exact), held_out_texts(), rated_pairs(), BUDGETS
+    )
+    print("budget  share  cosine mean / p5   " + "  ".join(rows[0].spearman))
+    for row in rows:
+        people = "  ".join(f"{value:11.3f}" for value in row.spearman.values())
+        print(f"{row.budget:6.2f}  {row.share:.3f}  {row.mean:.4f} / {row.p5:.4f}  {people}")
+    for tokens in options.tokens:
+        texts = batch(exact, tokens)
+        print(f"\n{tokens} tokens in {len(texts)} texts: times over those of minilm-moe in bf16")
+        print("budget  minilm-moe ms  " + "  ".join(f"{name:>14}" for name in MEASURES))
+        for budget in BUDGETS[:-1]:
+            models = {
+                "minilm-moe": moe,
+                "dense fp32": exact,
+                "dense bf16": dense,
+                "static pruning": pruned(dense, directory, budget),
+            }
+            runs: dict[str, Callable[[], object]] = {}
+            for name, model in models.items():
+                items = [item(model, text, budget) for text in texts]
+                runs[name] = lambda model=model, items=items: model.forward(items)
+            seconds = medians(runs, options.rounds)
+            ratios = "  ".join(f"{seconds[name] / seconds['minilm-moe']:13.2f}x" for name in MEASURES)
+            print(f"{budget:6.2f}  {1000 * seconds['minilm-moe']:13.1f}  {ratios}")
+
+
+if __name__ == "__main__":
+    main()
