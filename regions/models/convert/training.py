@@ -5,7 +5,7 @@ Shapes: B texts of one length, L tokens of each, D width, T tokens, H hidden fea
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 from regions.models.convert.batches import Batches
 from regions.models.convert.split import Split, split
@@ -21,13 +22,15 @@ from regions.models.convert.student import Selection, Student
 from regions.models.depth import emphasis
 from regions.models.encoder import Block, Encoder, Packed
 
-RATE, WARM_UP, LAST_RATE = 5e-4, 100, 0.02
+RATE, WARM_UP, LAST_RATE = 3e-4, 100, 0.02
 """Highest learning rate, the steps that it takes to get there, and the share of it that is left at the end."""
 EMBEDDING, HIDDEN, ROUTER = 4.0, 0.2, 1.0
 """Weights of the losses: one minus the cosine of embeddings, relative error of hidden states, error of the scores."""
 MIXTURE = ((0.22, 0.25, 0.25), (0.45, 0.5, 0.5), (0.1, 0.1, 0.35), (0.23, 0.3, 0.95))
 """Of a text's budget: how often, between what and what. A quarter and a half are what is asked for most."""
 CLIP = 1.0
+MEMORY = 0.995
+"""Of the running average of the weights, which is what a training gives: single steps wander around it."""
 CALIBRATION_BATCHES = 20
 REFRESH = 20
 """Steps between two updates of what the router's loss knows of the weights."""
@@ -132,19 +135,24 @@ class Trainer:
         `state` is written every SAVE_EVERY seconds and at the end, whole or not at all. Raises OtherPlan.
         """
         student = self.start.student(self.encoder)
-        optimiser = torch.optim.AdamW(student.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-        progress = self._restore(student, optimiser)
+        averaged = AveragedModel(student, avg_fn=_averaged)
+        optimiser = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=0.0, fused=True)
+        parts: Mapping[str, Any] = {"student": student, "averaged": averaged, "optimiser": optimiser}
+        progress = self._restore(parts)
         saved = progress.seconds
         source = self.batches.after(progress.steps)
         while progress.done(self.plan) < 1.0:
             begun = time.perf_counter()
             self._step(student, optimiser, next(source), progress)
+            averaged.update_parameters(student)
             progress.seconds += time.perf_counter() - begun
             told(progress)
             if progress.seconds - saved >= SAVE_EVERY:
-                self._save(student, optimiser, progress)
+                self._save(parts, progress)
                 saved = progress.seconds
-        self._save(student, optimiser, progress)
+        self._save(parts, progress)
+        student.load_state_dict(averaged.module.state_dict())
+        student.refresh()
         return student, progress
 
     def _step(self, student: Student, optimiser: torch.optim.Optimizer, ids_BL: Tensor, progress: Progress) -> None:
@@ -168,24 +176,20 @@ class Trainer:
         progress.tokens += ids_BL.numel()
         progress.loss += 0.02 * (float(embedding.detach()) - progress.loss)
 
-    def _restore(self, student: Student, optimiser: torch.optim.Optimizer) -> Progress:
+    def _restore(self, parts: Mapping[str, Any]) -> Progress:
         if not self.state.exists():
             return Progress()
         kept: dict[str, Any] = torch.load(self.state, weights_only=True)
         if kept["plan"] != self._identity():
             told = f"{self.state} is of a conversion with other settings or text; remove it or name another --out"
             raise OtherPlan(told)
-        student.load_state_dict(kept["student"])
-        optimiser.load_state_dict(kept["optimiser"])
+        for name, part in parts.items():
+            part.load_state_dict(kept[name])
         return Progress(**kept["progress"])
 
-    def _save(self, student: Student, optimiser: torch.optim.Optimizer, progress: Progress) -> None:
-        kept = {
-            "plan": self._identity(),
-            "student": student.state_dict(),
-            "optimiser": optimiser.state_dict(),
-            "progress": asdict(progress),
-        }
+    def _save(self, parts: Mapping[str, Any], progress: Progress) -> None:
+        kept = {name: part.state_dict() for name, part in parts.items()}
+        kept |= {"plan": self._identity(), "progress": asdict(progress)}
         beside = self.state.with_suffix(".part")
         torch.save(kept, beside)
         beside.replace(self.state)
@@ -201,6 +205,11 @@ def draw_budgets(texts: int, generator: torch.Generator) -> Tensor:
     odds_M, low_M, high_M = torch.tensor(MIXTURE).T
     kind_B = torch.multinomial(odds_M, texts, replacement=True, generator=generator)
     return torch.lerp(low_M[kind_B], high_M[kind_B], torch.rand(texts, generator=generator))
+
+
+def _averaged(average: Tensor, new: Tensor, steps: Tensor | int) -> Tensor:
+    """The running average; its memory grows to MEMORY, so that a short training is not held to its start."""
+    return average.lerp(new, 1 - min(MEMORY, (int(steps) + 1) / (int(steps) + 10)))
 
 
 def _rate(steps: int, done: float) -> float:
