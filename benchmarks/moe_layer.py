@@ -4,7 +4,8 @@ Each row is a layer at a budget: `share` is what it executed, router included; t
 experts and sum, over the time of all experts as two matrix products without a router. `layer` is what is served: the
 back end that `experts.py` picks, on weights laid out by `pack`. A time at the share is ideal, over 1 is not worth it.
 
-The ways take turns, round by round, so that a drift of the machine's speed meets all of them; medians count.
+The ways take turns, round by round, so that a drift of the machine's speed meets all of them; medians count. With
+`--threads 1` it is processor time that counts, which other processes on the machine hardly touch.
 
     python benchmarks/moe_layer.py [--shapes NAME...] [--tokens N...] [--dtypes NAME...] [--rounds 15] [--threads N]
 """
@@ -99,10 +100,11 @@ def medians(ways: dict[str, Run], rounds: int) -> dict[str, float]:
 
 def timed(run: Run, repeats: int) -> float:
     """Seconds of one call."""
-    start = time.perf_counter()
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
     for _ in range(repeats):
         run()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def rows(shape: Shape, dtype: torch.dtype, tokens: int, rounds: int) -> list[tuple[float, dict[str, float]]]:
