@@ -40,10 +40,10 @@ class MoEConfig:
     `relative_threshold` asks for, at the start: a `BudgetController` moves them. `noise` is the standard deviation of
     what is added to the scores in training (Shazeer et al. 2017).
 
-    Experts run on at most `batch_threshold` tokens at a time, which bounds what is in flight. A forward of more than
-    `timeout` seconds stops between two such parts. `memory_budget` bounds the bytes that a forward keeps for its
-    gradients: above it, experts are computed again in the backward. `cache_entries` is for a server of the layer: how
-    many answers it may keep.
+    All experts run on at most `batch_threshold` tokens at a time, fewer experts on so many more, which bounds what is
+    in flight. A forward of more than `timeout` seconds stops between two such parts. `memory_budget` bounds the bytes
+    that a forward keeps for its gradients: above it, experts are computed again in the backward. `cache_entries` is for
+    a server of the layer: how many answers it may keep.
     """
 
     width: int

@@ -3,6 +3,7 @@
 Shapes: T tokens, P rows that experts run on, sorted by expert, N rows of one of them, E experts, D width, F inner one.
 """
 
+from collections.abc import Iterator
 from typing import Literal, Protocol
 
 import torch
@@ -68,10 +69,21 @@ class _Run(Protocol):
 def _loop(experts: Experts, x_TD: Tensor, chosen_TE: Tensor, weights_TE: Tensor | None) -> Tensor:
     """Expert after expert, on the tokens that chose it."""
     dispatch = Dispatch.by_expert(chosen_TE)
-    runs = enumerate(torch.split(dispatch.tokens_P, dispatch.counts))
-    parts = [experts.one(expert, x_TD.index_select(0, tokens_P)) for expert, tokens_P in runs if len(tokens_P)]
-    y_PD = torch.cat(parts) if parts else x_TD[:0]
-    return dispatch.combine(y_PD, None if weights_TE is None else weights_TE[chosen_TE])
+    runs = zip(range(len(dispatch.counts)), torch.split(dispatch.tokens_P, dispatch.counts), strict=True)
+    parts = (experts.one(expert, x_TD.index_select(0, tokens_P)) for expert, tokens_P in runs if len(tokens_P))
+    return dispatch.combine(
+        _joined(parts, x_TD, dispatch.counts), None if weights_TE is None else weights_TE[chosen_TE]
+    )
+
+
+def _joined(parts: Iterator[Tensor], x_TD: Tensor, counts: list[int]) -> Tensor:
+    """The parts one below the other; without gradients each is copied while it is still in the cache, and let go of."""
+    if torch.is_grad_enabled():
+        return torch.cat([x_TD[:0], *parts])
+    y_PD = x_TD.new_empty(sum(counts), x_TD.shape[1])
+    for rows_ND in torch.split(y_PD, [count for count in counts if count]):
+        rows_ND.copy_(next(parts))
+    return y_PD
 
 
 def _grouped(experts: Experts, x_TD: Tensor, chosen_TE: Tensor, weights_TE: Tensor | None) -> Tensor:

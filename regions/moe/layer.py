@@ -107,7 +107,7 @@ class MoELayer(nn.Module):
 
     def _run(self, x_TD: Tensor, routing: Routing, backend: Backend | None, start: float) -> Tensor:
         """y_TD, part after part."""
-        config, size = self.config, self.config.batch_threshold
+        config, size = self.config, self._part(routing, backend)
         weights_TE = None if config.gate == "unit" else routing.weights_TE
         limit = math.inf if config.memory_budget is None else config.memory_budget
         again = torch.is_grad_enabled() and self._kept(x_TD, routing) > limit
@@ -119,6 +119,12 @@ class MoELayer(nn.Module):
             given = x_TD[rows], routing.chosen_TE[rows], None if weights_TE is None else weights_TE[rows], backend
             parts.append(checkpoint(self.experts, *given, use_reentrant=False) if again else self.experts(*given))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _part(self, routing: Routing, backend: Backend | None) -> int:
+        """Tokens to run at once: as many as make no more pairs than the threshold's tokens with all experts would."""
+        threshold = self.config.batch_threshold
+        pairs = routing.chosen_TE.numel() if backend == "dense" else int(routing.chosen_TE.sum())
+        return max(threshold, threshold * routing.chosen_TE.numel() // max(pairs, 1))
 
     def _kept(self, x_TD: Tensor, routing: Routing) -> int:
         """Bytes that the experts' backward needs, about: of each pair the input, two inner values and the result."""
