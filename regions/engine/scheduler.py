@@ -50,6 +50,7 @@ class Scheduler:
         self._waiting: FairQueue[_Entry] = FairQueue()
         self._requests: set[_Request] = set()
         self._coming = 0
+        self._running = 0
         self._draining = False
         self._changed = asyncio.Event()
 
@@ -87,7 +88,12 @@ class Scheduler:
         return [outcome for outcome in request.outcomes if outcome is not None]
 
     async def work(self) -> None:
-        """Runs batches until cancelled."""
+        """Runs batches, as many at once as the runner has lanes, until cancelled."""
+        async with asyncio.TaskGroup() as lanes:
+            for _ in range(self._runner.lanes):
+                lanes.create_task(self._lane())
+
+    async def _lane(self) -> None:
         while True:
             batch = self._waiting.next(max_size=self._batch.max_size, max_tokens=self._batch.max_tokens)
             if batch is None:
@@ -130,12 +136,16 @@ class Scheduler:
         taken = self._waiting.take(batch)
         entries = [entry for entry, _ in taken]
         model = entries[0].model
+        alone = not self._running and not self._waiting.tokens
+        self._running += 1
         try:
-            step = await self._runner.step(model, [entry.item for entry in entries])
+            step = await self._runner.step(model, [entry.item for entry in entries], alone=alone)
         except RuntimeError as error:  # the thread could not be started or is closed: say so rather than hang
             for entry in entries:
                 _fail(entry.request, error)
             return
+        finally:
+            self._running -= 1
         for entry, result in zip(entries, step.results, strict=True):
             self._settle(entry, result)
         queued = [now - arrived for _, arrived in taken]
