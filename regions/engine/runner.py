@@ -12,7 +12,7 @@ from regions.models.base import Batch, Item, Outcome, ServedModel
 LANES = 8
 """Forwards that run at once, at most."""
 WHOLE = 128
-"""Tokens from which a forward that is alone gains by all the cores; below, waking them takes what it saves."""
+"""Tokens from which an item that is alone gains by all the cores; below, waking them takes what it saves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ class Runner:
     async def step(self, model: ServedModel, items: Sequence[Item], *, alone: bool = False) -> Step:
         """One batch of items of one group. An item that cannot be computed gives its exception, and only it does.
 
-        A large batch that is `alone`, with nothing else running or waiting, has all the cores.
+        One large item that is `alone`, with nothing else running or waiting, has all the cores.
         """
-        whole = alone and sum(item.cost for item in items) >= WHOLE
+        whole = alone and len(items) == 1 and items[0].cost >= WHOLE
         cores = self._cores if whole else self._cores // self.lanes
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._step, model, items, cores)
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from regions.engine.batching import FairQueue, Pack, patience
+from regions.engine.batching import FairQueue, Pack, part, patience
 from regions.engine.runner import Runner, Step
 from regions.models.base import Item, Outcome, ServedModel
 from regions.settings import BatchSettings, QueueSettings
@@ -95,7 +95,7 @@ class Scheduler:
 
     async def _lane(self) -> None:
         while True:
-            batch = self._waiting.next(max_size=self._batch.max_size, max_tokens=self._batch.max_tokens)
+            batch = self._next(self._batch.max_tokens)
             if batch is None:
                 await self._change(None)
                 continue
@@ -103,8 +103,9 @@ class Scheduler:
             wait = patience(batch, now=now, window=self._batch.window, more_coming=self._coming > 0)
             if wait > 0:
                 await self._change(wait)
-            else:
-                await self._run(batch)
+                continue
+            idle = self._runner.lanes - self._running
+            await self._run(batch if batch.full else self._next(part(batch.tokens, idle)) or batch)
 
     async def drain(self, limit: float) -> bool:
         """Refuses what comes from now on and waits up to `limit` seconds for what is here; False when some is left."""
@@ -117,6 +118,9 @@ class Scheduler:
         for request in left:
             _fail(request, Overloaded())
         return not left
+
+    def _next(self, max_tokens: int) -> Pack | None:
+        return self._waiting.next(max_size=self._batch.max_size, max_tokens=max_tokens)
 
     def _check_room(self, tokens: int) -> None:
         full = len(self._requests) >= self._queue.max_requests

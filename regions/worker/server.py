@@ -48,6 +48,7 @@ def run(worker: WorkerConfig, *, host: str, port: int) -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=int(DRAIN_SECONDS),
     )
     server = uvicorn.Server(config)

@@ -132,16 +132,24 @@ async def test_as_many_forwards_run_at_once_as_there_are_cores(engines: Any) -> 
     assert sorted(engine.model.batches) == [["first"], ["first"], ["third", "fourth"]]
 
 
-async def test_a_large_batch_that_is_alone_has_all_cores(engines: Any) -> None:
-    engine = engines(cores=4, batch=BatchSettings(max_size=200))
-    await engine.submit("small")
-    await engine.submit(*["text"] * WHOLE)
+async def test_a_large_item_that_is_alone_has_all_cores(engines: Any) -> None:
+    engine = engines(cores=4)
+    small, large = (Doubler().prepare_tensor(np.ones((n, 4), np.float32), name="x", budget=None) for n in (1, WHOLE))
+    await engine.scheduler.submit(Doubler(), [small])
+    await engine.scheduler.submit(Doubler(), [large])
     first = await engine.hold()
-    beside = engine.submit(*["text"] * WHOLE)
-    await asyncio.sleep(0.02)
+    await engine.scheduler.submit(Doubler(), [large])
     engine.model.gate.set()
-    await asyncio.gather(first, beside)
+    await first
     assert engine.cores == [1, 4, 1, 1]
+
+
+async def test_lanes_that_are_free_share_what_waits(engines: Any) -> None:
+    engine = engines(cores=2)
+    await engine.submit(*["a b c d e f g h"] * 30)
+    assert [len(batch) for batch in engine.model.batches] == [15, 15]
+    await engine.submit(*["a b c d e f g h"] * 8)
+    assert [len(batch) for batch in engine.model.batches[2:]] == [8]
 
 
 async def test_a_batch_gathers_while_a_request_is_on_its_way(engines: Any) -> None:
