@@ -14,6 +14,9 @@ from heapq import merge
 from itertools import count
 from typing import Generic, NamedTuple, TypeVar
 
+LEAST = 64
+"""Tokens that are worth a forward of their own where another could take them along."""
+
 Value = TypeVar("Value")
 
 
@@ -121,3 +124,8 @@ def patience(batch: Pack, *, now: float, window: float, more_coming: bool) -> fl
     if batch.full or not more_coming:
         return 0.0
     return max(0.0, batch.oldest + window - now)
+
+
+def part(tokens: int, lanes: int) -> int:
+    """Of a batch of `tokens` that nothing is to be added to, what one of `lanes` that are free takes."""
+    return max(LEAST, -(-tokens // lanes))

@@ -6,7 +6,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from regions.engine.batching import FairQueue, Pack, patience
+from regions.engine.batching import FairQueue, Pack, part, patience
 from regions.engine.runner import Runner, Step
 from regions.models.base import Item, Outcome, ServedModel
 from regions.settings import BatchSettings, QueueSettings
@@ -50,6 +50,7 @@ class Scheduler:
         self._waiting: FairQueue[_Entry] = FairQueue()
         self._requests: set[_Request] = set()
         self._coming = 0
+        self._running = 0
         self._draining = False
         self._changed = asyncio.Event()
 
@@ -87,9 +88,14 @@ class Scheduler:
         return [outcome for outcome in request.outcomes if outcome is not None]
 
     async def work(self) -> None:
-        """Runs batches until cancelled."""
+        """Runs batches, as many at once as the runner has lanes, until cancelled."""
+        async with asyncio.TaskGroup() as lanes:
+            for _ in range(self._runner.lanes):
+                lanes.create_task(self._lane())
+
+    async def _lane(self) -> None:
         while True:
-            batch = self._waiting.next(max_size=self._batch.max_size, max_tokens=self._batch.max_tokens)
+            batch = self._next(self._batch.max_tokens)
             if batch is None:
                 await self._change(None)
                 continue
@@ -97,8 +103,9 @@ class Scheduler:
             wait = patience(batch, now=now, window=self._batch.window, more_coming=self._coming > 0)
             if wait > 0:
                 await self._change(wait)
-            else:
-                await self._run(batch)
+                continue
+            idle = self._runner.lanes - self._running
+            await self._run(batch if batch.full else self._next(part(batch.tokens, idle)) or batch)
 
     async def drain(self, limit: float) -> bool:
         """Refuses what comes from now on and waits up to `limit` seconds for what is here; False when some is left."""
@@ -111,6 +118,9 @@ class Scheduler:
         for request in left:
             _fail(request, Overloaded())
         return not left
+
+    def _next(self, max_tokens: int) -> Pack | None:
+        return self._waiting.next(max_size=self._batch.max_size, max_tokens=max_tokens)
 
     def _check_room(self, tokens: int) -> None:
         full = len(self._requests) >= self._queue.max_requests
@@ -130,12 +140,16 @@ class Scheduler:
         taken = self._waiting.take(batch)
         entries = [entry for entry, _ in taken]
         model = entries[0].model
+        alone = not self._running and not self._waiting.tokens
+        self._running += 1
         try:
-            step = await self._runner.step(model, [entry.item for entry in entries])
+            step = await self._runner.step(model, [entry.item for entry in entries], alone=alone)
         except RuntimeError as error:  # the thread could not be started or is closed: say so rather than hang
             for entry in entries:
                 _fail(entry.request, error)
             return
+        finally:
+            self._running -= 1
         for entry, result in zip(entries, step.results, strict=True):
             self._settle(entry, result)
         queued = [now - arrived for _, arrived in taken]

@@ -44,7 +44,7 @@ class Batch:
 
 
 class ServedModel(Protocol):
-    """A model behind the engine. `prepare_*` may run on any thread; `forward` only on the engine's runner."""
+    """A model behind the engine. `prepare_*` may run on any thread; `forward` on the runner's, several at once."""
 
     name: str
     takes: Literal["text", "tensor"]

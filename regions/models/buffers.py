@@ -3,16 +3,17 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
+from threading import local
 
 import torch
 from torch import Tensor
 
 LIMIT = 1000
-"""Buffers kept, of all sizes and types together."""
+"""Buffers that a thread keeps, of all sizes and types together."""
 
 
-class Buffers:
-    """A pool of buffers by type and size, sizes rounded up to powers of two. Belongs to one thread."""
+class Buffers(local):
+    """A pool of buffers by type and size, sizes rounded up to powers of two. Each thread has a pool of its own."""
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit

@@ -4,6 +4,7 @@ Shapes: N tokens of one item, W width, K experts of a token at most.
 """
 
 import hashlib
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, cast
@@ -43,6 +44,7 @@ class DynamicMoE:
         self._guarded = GuardedLayer(self.layer)
         self._least = CACHE_BYTES // max(config.cache_entries, 1)
         self._answers: LRUCache[bytes, Outcome] = LRUCache(CACHE_BYTES if config.cache_entries else 0, self._weight)
+        self._lock = threading.Lock()  # forwards of several batches run at once, and the cache is theirs together
 
     def _weight(self, outcome: Outcome) -> int:
         return max(self._least, sum(array.nbytes for array in outcome.arrays.values()))
@@ -82,13 +84,15 @@ class DynamicMoE:
     def forward(self, items: Sequence[Item]) -> Batch:
         """Runs the tokens of all items that it has no answer for as one batch; each token is routed by itself."""
         keys = [_key(item) for item in items]
-        found = {key: self._answers[key] for key in keys if key in self._answers}
+        with self._lock:
+            found = {key: self._answers[key] for key in keys if key in self._answers}
         fresh = {key: item for key, item in zip(keys, items, strict=True) if key not in found}
         batch = self._compute(list(fresh.values())) if fresh else Batch([], 0, 0)
         made = dict(zip(fresh, batch.outcomes, strict=True))
         if not batch.unrouted:
-            for key, outcome in made.items():
-                self._keep(key, outcome)
+            with self._lock:
+                for key, outcome in made.items():
+                    self._keep(key, outcome)
         return replace(batch, outcomes=[(found | made)[key] for key in keys])
 
     def _keep(self, key: bytes, outcome: Outcome) -> None:

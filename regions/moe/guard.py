@@ -3,6 +3,7 @@
 Where the router is not asked, or fails, the layer's fallback serves the tokens.
 """
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -19,7 +20,7 @@ RECOVERY = 60.0
 class Breaker:
     """Closed, it lets everything through; open, nothing; after `recovery` seconds one attempt decides.
 
-    Belongs to one thread. `clock` gives seconds that never go back.
+    Threads may share it. `clock` gives seconds that never go back.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class Breaker:
         self._clock = clock
         self._in_a_row = 0
         self._opened = 0.0
+        self._telling = threading.Lock()
 
     def allows(self) -> bool:
         """Whether to try."""
@@ -37,9 +39,10 @@ class Breaker:
 
     def tell(self, *, failed: bool) -> None:
         """What became of an attempt."""
-        self._in_a_row = self._in_a_row + 1 if failed else 0
-        if self._in_a_row >= self._failures:
-            self._opened = self._clock()
+        with self._telling:
+            self._in_a_row = self._in_a_row + 1 if failed else 0
+            if self._in_a_row >= self._failures:
+                self._opened = self._clock()
 
 
 class GuardedLayer:

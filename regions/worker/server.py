@@ -7,7 +7,7 @@ from types import FrameType
 
 import uvicorn
 
-from regions.engine.runner import use_available_cores
+from regions.engine.runner import available_cores, use_cores
 from regions.settings import WorkerSettings
 from regions.worker import logs
 from regions.worker.app import DRAIN_SECONDS, create_app
@@ -30,7 +30,8 @@ def run(worker: WorkerConfig, *, host: str, port: int) -> int:
         worker.settings,
         loader=lambda: _loader(worker.settings),
         log=log,
-        setup=use_available_cores,
+        cores=available_cores(),
+        use_cores=use_cores,
     )
     failed = False
 
@@ -47,6 +48,7 @@ def run(worker: WorkerConfig, *, host: str, port: int) -> int:
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,
         timeout_graceful_shutdown=int(DRAIN_SECONDS),
     )
     server = uvicorn.Server(config)

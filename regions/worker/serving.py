@@ -35,7 +35,8 @@ class Serving:
         *,
         loader: Callable[[], Loader],
         log: structlog.stdlib.BoundLogger,
-        setup: Callable[[], None] | None = None,
+        cores: int = 1,
+        use_cores: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.names = tuple(names)
         self.log = log
@@ -44,7 +45,7 @@ class Serving:
         self.loaded: dict[str, ServedModel] = {}
         self.since = int(time.time())
         self._loader = loader
-        self._runner = Runner(setup)
+        self._runner = Runner(cores, use_cores)
         self.budgets = Budgets(settings)
         self.scheduler = Scheduler(self._runner, batch=settings.batch, queue=settings.queue, observer=self)
 

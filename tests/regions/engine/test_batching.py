@@ -163,8 +163,8 @@ def test_a_large_request_goes_on_however_many_small_ones_come(
             number += 1
             queue.add([Input(number, 0, small, "ab"[number % 2])])
         queue.run()
-        # Each token of the large request lets one of each other pass, and one input of each is already on its way.
-        assert number * small <= (newcomers + 1) * (inputs * cost + cost + small) + 200
+        # For each input of the large request all others have as much and an input more, and batches are round.
+        assert number * small <= inputs * ((newcomers + 1) * (cost + small) + 2 * 200)
 
 
 def test_nothing_waits() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from regions.engine.runner import Runner
+from regions.engine.runner import WHOLE, Runner
 from regions.engine.scheduler import Overloaded, Scheduler
 from regions.models.base import Item
 from regions.settings import BatchSettings, QueueSettings
@@ -20,7 +20,8 @@ class Engine:
     def __init__(self, **settings: Any) -> None:
         self.model = LetterCounts()
         self.record = Record()
-        self.runner = Runner()
+        self.cores: list[int] = []
+        self.runner = Runner(settings.get("cores", 1), self.cores.append)
         self.scheduler = Scheduler(
             self.runner,
             batch=settings.get("batch", BatchSettings()),
@@ -117,6 +118,38 @@ async def test_one_text_passes_a_request_of_many(engines: Any) -> None:
     await asyncio.gather(first, large, small)
     assert engine.model.batches[1] == ["large", "small", *["large"] * 6]
     assert [len(batch) for batch in engine.model.batches] == [1, 8, 8, 8, 8, 8, 1]
+
+
+async def test_as_many_forwards_run_at_once_as_there_are_cores(engines: Any) -> None:
+    engine = engines(cores=2)
+    tasks = [await engine.hold(), await engine.hold()]
+    tasks += [engine.submit("third"), engine.submit("fourth")]
+    await asyncio.sleep(0.02)
+    assert engine.model.batches == []
+    engine.model.gate.set()
+    answers = await asyncio.gather(*tasks)
+    assert [len(answer) for answer in answers] == [1, 1, 1, 1]
+    assert sorted(engine.model.batches) == [["first"], ["first"], ["third", "fourth"]]
+
+
+async def test_a_large_item_that_is_alone_has_all_cores(engines: Any) -> None:
+    engine = engines(cores=4)
+    small, large = (Doubler().prepare_tensor(np.ones((n, 4), np.float32), name="x", budget=None) for n in (1, WHOLE))
+    await engine.scheduler.submit(Doubler(), [small])
+    await engine.scheduler.submit(Doubler(), [large])
+    first = await engine.hold()
+    await engine.scheduler.submit(Doubler(), [large])
+    engine.model.gate.set()
+    await first
+    assert engine.cores == [1, 4, 1, 1]
+
+
+async def test_lanes_that_are_free_share_what_waits(engines: Any) -> None:
+    engine = engines(cores=2)
+    await engine.submit(*["a b c d e f g h"] * 30)
+    assert [len(batch) for batch in engine.model.batches] == [15, 15]
+    await engine.submit(*["a b c d e f g h"] * 8)
+    assert [len(batch) for batch in engine.model.batches[2:]] == [8]
 
 
 async def test_a_batch_gathers_while_a_request_is_on_its_way(engines: Any) -> None:
