@@ -21,7 +21,7 @@ test: ## install what is missing, then every check and every test
 	@requirements/install.sh test
 	@$(MAKE) --no-print-directory check
 	@echo "==> Tests"
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup # a core for each of the two
 
 check: ## lint, format, types, import contracts, architecture tests
 	@requirements/install.sh test
