@@ -1,13 +1,12 @@
 """The queue in front of the runner: bounded, dynamic batches across requests, and nothing computed for the departed."""
 
 import asyncio
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from typing import Protocol
 
-from regions.engine.batching import Pack, Waiting, pack, patience
+from regions.engine.batching import FairQueue, Pack, patience
 from regions.engine.runner import Runner, Step
 from regions.models.base import Item, Outcome, ServedModel
 from regions.settings import BatchSettings, QueueSettings
@@ -25,17 +24,15 @@ class Observer(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """A submitted request: the answers so far, and the keys of its inputs that still wait."""
+    """A submitted request and the answers so far."""
 
     done: asyncio.Future[None]
     outcomes: list[Outcome | None]
     unanswered: int
-    waiting: set[int] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    waiting: Waiting
     model: ServedModel
     item: Item
     request: _Request
@@ -50,10 +47,8 @@ class Scheduler:
         self._batch = batch
         self._queue = queue
         self._observer = observer
-        self._keys = count()
-        self._entries: dict[int, _Entry] = {}  # in order of arrival
+        self._waiting: FairQueue[_Entry] = FairQueue()
         self._requests: set[_Request] = set()
-        self._tokens = 0
         self._coming = 0
         self._draining = False
         self._changed = asyncio.Event()
@@ -75,17 +70,15 @@ class Scheduler:
         """
         if not items:
             return []
-        tokens = sum(item.cost for item in items)
-        self._check_room(tokens)
+        self._check_room(sum(item.cost for item in items))
         loop = asyncio.get_running_loop()
         request = _Request(loop.create_future(), [None] * len(items), len(items))
         self._requests.add(request)
-        self._tokens += tokens
-        now = loop.time()
-        for index, (item, key) in enumerate(zip(items, self._keys, strict=False)):
-            group: Hashable = (model.name, item.group)
-            self._entries[key] = _Entry(Waiting(key, item.cost, group, now), model, item, request, index)
-            request.waiting.add(key)
+        inputs = [
+            (_Entry(model, item, request, index), item.cost, (model.name, item.group))
+            for index, item in enumerate(items)
+        ]
+        self._waiting.add(request, inputs, loop.time())
         self._changed.set()
         try:
             await request.done
@@ -96,11 +89,7 @@ class Scheduler:
     async def work(self) -> None:
         """Runs batches until cancelled."""
         while True:
-            batch = pack(
-                (entry.waiting for entry in self._entries.values()),
-                max_size=self._batch.max_size,
-                max_tokens=self._batch.max_tokens,
-            )
+            batch = self._waiting.next(max_size=self._batch.max_size, max_tokens=self._batch.max_tokens)
             if batch is None:
                 await self._change(None)
                 continue
@@ -126,7 +115,7 @@ class Scheduler:
     def _check_room(self, tokens: int) -> None:
         full = len(self._requests) >= self._queue.max_requests
         # A request larger than the whole bound may still pass through an empty queue.
-        heavy = self._tokens > 0 and self._tokens + tokens > self._queue.max_tokens
+        heavy = self._waiting.tokens > 0 and self._waiting.tokens + tokens > self._queue.max_tokens
         if self._draining or full or heavy:
             raise Overloaded
 
@@ -137,8 +126,9 @@ class Scheduler:
                 await self._changed.wait()
 
     async def _run(self, batch: Pack) -> None:
-        entries = [self._take(key) for key in batch.keys]
         now = asyncio.get_running_loop().time()
+        taken = self._waiting.take(batch)
+        entries = [entry for entry, _ in taken]
         model = entries[0].model
         try:
             step = await self._runner.step(model, [entry.item for entry in entries])
@@ -148,7 +138,7 @@ class Scheduler:
             return
         for entry, result in zip(entries, step.results, strict=True):
             self._settle(entry, result)
-        queued = [now - entry.waiting.arrived for entry in entries]
+        queued = [now - arrived for _, arrived in taken]
         self._observer.batch_ran(model.name, tokens=batch.tokens, queued=queued, step=step)
 
     def _settle(self, entry: _Entry, result: Outcome | Exception) -> None:
@@ -162,15 +152,8 @@ class Scheduler:
         if request.unanswered == 0 and not request.done.done():
             request.done.set_result(None)
 
-    def _take(self, key: int) -> _Entry:
-        entry = self._entries.pop(key)
-        entry.request.waiting.discard(key)
-        self._tokens -= entry.waiting.cost
-        return entry
-
     def _forget(self, request: _Request) -> None:
-        for key in list(request.waiting):
-            self._take(key)
+        self._waiting.drop(request)
         self._requests.discard(request)
 
 

@@ -106,6 +106,19 @@ async def test_a_large_request_runs_in_several_batches(engines: Any) -> None:
     assert [len(batch) for batch in engine.model.batches] == [8, 8, 4]
 
 
+async def test_one_text_passes_a_request_of_many(engines: Any) -> None:
+    engine = engines(batch=BatchSettings(max_size=8))
+    first = await engine.hold()
+    large = engine.submit(*["large"] * 40)
+    await asyncio.sleep(0)
+    small = engine.submit("small")
+    await asyncio.sleep(0)
+    engine.model.gate.set()
+    await asyncio.gather(first, large, small)
+    assert engine.model.batches[1] == ["large", "small", *["large"] * 6]
+    assert [len(batch) for batch in engine.model.batches] == [1, 8, 8, 8, 8, 8, 1]
+
+
 async def test_a_batch_gathers_while_a_request_is_on_its_way(engines: Any) -> None:
     engine = engines(batch=BatchSettings(window=20.0))
     with engine.scheduler.expecting():
