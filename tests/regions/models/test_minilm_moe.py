@@ -48,8 +48,8 @@ def test_share_of_flops_is_the_budget_and_quality_grows_with_it(minilm, minilm_m
             assert figures["flops_share"] <= budget
         cosines.append(float((rows(batch) * dense).sum(axis=1).mean()))
     assert cosines[:4] == sorted(cosines[:4])
-    assert cosines[1] > 0.8
-    assert cosines[2] > 0.88
+    assert cosines[1] > 0.86
+    assert cosines[2] > 0.93
 
 
 def test_short_texts_keep_to_the_budget(minilm_moe):
@@ -93,7 +93,7 @@ def test_one_failed_router_is_stood_in_for_by_all_of_its_experts(minilm, shared,
     model.layers[2].router.weight_ED.fill_(float("nan"))
     batch = run(model, PROSE, 0.5)
     cosines = (rows(batch) * rows(run(minilm, PROSE, None))).sum(axis=1)
-    assert float(cosines.mean()) > 0.9
+    assert float(cosines.mean()) > 0.93
     assert all(outcome.details["flops_share"] > 0.55 for outcome in batch.outcomes)
 
 

@@ -46,7 +46,7 @@ def test_a_router_of_nan_is_stood_in_for_and_counted(worker: Worker) -> None:
     for _ in range(7):
         answer = worker.embed(model="minilm-moe", input=[SENTENCE], compute_budget=0.5)
     cosine = float((vectors(answer) * vectors(worker.embed(input=[SENTENCE]))).sum())
-    assert cosine > 0.9
+    assert cosine > 0.93
     assert answer.json()["usage"]["details"]["flops_share"] == pytest.approx(0.5 * 5 / 6 + 1 / 6, abs=0.05)
     tokens = answer.json()["usage"]["total_tokens"]
     counted = worker.client.get("/metrics.json").json()["tidegate_worker_unrouted_tokens_total"]
