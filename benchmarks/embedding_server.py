@@ -17,6 +17,7 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -68,9 +69,7 @@ def command(name: str, peers: str | None) -> tuple[list[str], dict[str, str]]:
 
 
 def start(name: str, peers: str | None, log: Path) -> subprocess.Popen[bytes]:
-    with suppress(httpx.ConnectError):
-        httpx.get(f"http://127.0.0.1:{PORT}/")
-        raise SystemExit(f"port {PORT} is taken; stop what listens there")
+    wait_until_free()
     line, environ = command(name, peers)
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     with log.open("ab") as file:
@@ -89,6 +88,16 @@ def start(name: str, peers: str | None, log: Path) -> subprocess.Popen[bytes]:
             time.sleep(0.3)
         else:
             return child
+
+
+def wait_until_free() -> None:
+    """Waits for the server before this one to let go of the port, at most ten seconds."""
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", PORT)):
+                return
+        time.sleep(0.1)
+    raise SystemExit(f"port {PORT} is taken; stop what listens there")
 
 
 def embedding(text: str) -> np.ndarray:
@@ -204,6 +213,9 @@ def main() -> None:
             for name in names:
                 print(f"round {number + 1} of {options.rounds}: {name}", file=sys.stderr, flush=True)
                 results[name].append(one_round(name, options, Path(directory) / "log"))
+                loads, half, _ = results[name][-1]
+                told = [f"{n}: {load.rate:.0f}/s p99 {load.p99:.0f} ms" for n, load in loads.items()]
+                print(f"    {', '.join(told)}, half of peak: p99 {half.p99:.0f} ms", file=sys.stderr, flush=True)
     report(results, options.clients)
 
 
