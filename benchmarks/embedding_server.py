@@ -10,6 +10,14 @@ over the rounds.
     python benchmarks/embedding_server.py --peers peers/bin/python [--seconds 5] [--rounds 3] [--clients 1 16 128]
 
 Without --peers only sentence-transformers (of the test extra) is compared with.
+
+On two cores with avx512_bf16, load included: 627 sentences a second at 128 clients, 8.4 times sentence-transformers,
+4.9 times LitServe, 3.2 times ONNX Runtime in float32 and 1.6 times its int8 (whose cosine falls to 0.942); 35 ms p99 at
+half of that; one client has 217, in float32 ONNX Runtime has 210. What limits the rest, by processor time for each of
+these sentences of 34 tokens: 2.5 ms of the forward, which is 2.2 where nothing else runs and three quarters of what the
+cores multiply in bfloat16; 0.35 of the event loop (0.5 with FastAPI's layer); 0.15 to read the text; 0.4 of the load. A
+single client's sentence runs on one core: on two, which wait for each other and for what serves it, it had 178 a second
+in place of 226.
 """
 
 import argparse
@@ -204,6 +212,7 @@ def main() -> None:
         load = asyncio.run(drive(sentences(), int(clients), seconds, rate or None))
         sys.stdout.buffer.write(orjson.dumps(load))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no server is left behind
     peers = ["sentence_transformers_fastapi"]
     peers += ["litserve_batching", "onnx_fp32_fastapi", "onnx_int8_fastapi"] if options.peers else []
     names = [f"{OURS} auto", f"{OURS} fp32", *(name for name in peers if not options.only or name in options.only)]
