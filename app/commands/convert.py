@@ -1,9 +1,8 @@
 """`tidegate convert`: a dense text encoder into experts, by becoming `python -m regions.models.convert`."""
 
-import os
-import sys
-
 import click
+
+from app.commands.become import become
 
 
 @click.command(
@@ -17,5 +16,4 @@ def command(context: click.Context) -> None:
 
     Replaces itself by `python -m regions.models.convert`, whose options these are: the gateway never loads torch.
     """
-    module = [sys.executable, "-m", "regions.models.convert", *context.args]
-    os.execv(sys.executable, module)  # noqa: S606 - replaces this process by our own module, without a shell
+    become("regions.models.convert", context.args)

@@ -1,10 +1,10 @@
 """`tidegate worker`: one region's router worker, by becoming `python -m regions.worker`."""
 
-import os
-import sys
 from pathlib import Path
 
 import click
+
+from app.commands.become import become
 
 
 @click.command("worker")
@@ -18,4 +18,4 @@ def command(region: str, config: Path | None, port: int | None) -> None:
     """
     given = {"--region": region, "--config": config, "--port": port}
     options = [text for name, value in given.items() if value is not None for text in (name, str(value))]
-    os.execv(sys.executable, [sys.executable, "-m", "regions.worker", *options])  # noqa: S606 - replaces this process by our own module, without a shell
+    become("regions.worker", options)

@@ -8,7 +8,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -16,11 +16,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from regions.models.source import ModelFilesError
+from regions.models.encoder import Block, Pair
+from regions.models.source import WEIGHTS, ModelFilesError
 
-FILE = "model.safetensors"
 FORMAT = "tidegate-moe-1"
-PAIRS = ("qkv", "attended", "attention_norm", "up", "down", "output_norm", "router")
+BLOCK = tuple(field.name for field in fields(Block))
+PAIRS = (*BLOCK, "router")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,11 @@ class Checkpoint:
     emphases: tuple[float, ...]
     base: str
 
-    def pair(self, layer: int, part: str) -> tuple[Tensor, Tensor]:
+    def block(self, layer: int) -> Block:
+        """The weights of a layer, the neurons in the order of their experts."""
+        return Block(**{part: self.pair(layer, part) for part in BLOCK})
+
+    def pair(self, layer: int, part: str) -> Pair:
         """(weight, bias) of a part of a layer, in float32."""
         name = f"layers.{layer}.{part}"
         return self.tensors[f"{name}.weight"].float(), self.tensors[f"{name}.bias"].float()
@@ -43,7 +48,7 @@ class Checkpoint:
 
 def fingerprint(directory: Path) -> str:
     """SHA-256 of the weights in an encoder's directory."""
-    with (directory / FILE).open("rb") as file:
+    with (directory / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -51,15 +56,15 @@ def write(directory: Path, checkpoint: Checkpoint) -> None:
     """Writes the checkpoint into `directory`, whole or not at all."""
     tensors = {name: value.to(torch.float16).contiguous() for name, value in checkpoint.tensors.items()}
     metadata = {"format": FORMAT, "emphases": json.dumps(checkpoint.emphases), "base": checkpoint.base}
-    beside = directory / f"{FILE}.part"
+    beside = directory / f"{WEIGHTS}.part"
     save_file(tensors, beside, metadata)
     beside.chmod(0o644)
-    beside.replace(directory / FILE)
+    beside.replace(directory / WEIGHTS)
 
 
 def read(directory: Path, *, base: str, layers: int) -> Checkpoint:
     """The checkpoint in `directory` for the encoder of digest `base`. Raises ModelFilesError for any other."""
-    path = directory / FILE
+    path = directory / WEIGHTS
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

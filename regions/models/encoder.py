@@ -1,4 +1,4 @@
-"""The BERT encoder in torch, over texts of any lengths packed end to end: no row is computed that is not a token.
+"""The BERT encoder in torch, over texts of any lengths packed end to end: no text is padded.
 
 Shapes: B texts, T tokens in all, D width (384), F width of the feed-forward layer (1536), H heads, C width of a head,
 L length of one text, V vocabulary. Texts lie in the order of their lengths, so that equal ones form one block.
@@ -19,9 +19,8 @@ from torch.nn import functional
 
 from regions.models.attention import attention
 from regions.models.buffers import Buffers
-from regions.moe.linear import filled, packed_linear
-
-WEIGHTS = "model.safetensors"
+from regions.models.source import WEIGHTS
+from regions.moe.linear import Linear, filled, packed_linear
 
 FeedForward = Callable[[int, Tensor], Tensor]
 """Maps (layer, x_TD) to y_TD: the place where a dense layer and a mixture of experts can stand for each other."""
@@ -107,22 +106,17 @@ class Block:
 
 
 class Layer:
-    """One layer made ready to run in a data type."""
+    """One layer without its feed-forward part, made ready to run in a data type."""
 
     def __init__(self, block: Block, heads: int, dtype: torch.dtype) -> None:
-        def cast(pair: Pair) -> Pair:
-            return pair[0].to(dtype), pair[1].to(dtype)
-
         # Attention divides queries by the root of a head's width: done once, here.
         width = len(block.qkv[1]) // 3
         scale_O = torch.ones(3 * width)
         scale_O[:width] = (width // heads) ** -0.5
-        self.qkv = packed_linear(*cast((block.qkv[0] * scale_O[:, None], block.qkv[1] * scale_O)))
-        self.attended = packed_linear(*cast(block.attended))
-        self.attention_norm = cast(block.attention_norm)
-        self.up = packed_linear(*cast(block.up), gelu=True)
-        self.down = packed_linear(*cast(block.down))
-        self.output_norm = cast(block.output_norm)
+        self.qkv = packed_linear(*_cast((block.qkv[0] * scale_O[:, None], block.qkv[1] * scale_O), dtype))
+        self.attended = packed_linear(*_cast(block.attended, dtype))
+        self.attention_norm = _cast(block.attention_norm, dtype)
+        self.output_norm = _cast(block.output_norm, dtype)
 
 
 class Encoder:
@@ -141,10 +135,12 @@ class Encoder:
             norm = [file.get_tensor(f"embeddings.LayerNorm.{name}").to(dtype) for name in ("weight", "bias")]
         self._positions_LD = positions_LD.to(dtype)
         self._norm = (norm[0], norm[1])
-        self._layers = tuple(Layer(block, self.config.heads, dtype) for block in read_blocks(directory))
+        blocks = read_blocks(directory)
+        self._layers = tuple(Layer(block, self.config.heads, dtype) for block in blocks)
+        self._dense = tuple(dense_linears(block.up, block.down, dtype) for block in blocks)
 
-    def with_blocks(self, blocks: Sequence[Block]) -> Self:
-        """The encoder with other blocks over the same embeddings, which are not copied."""
+    def with_attention(self, blocks: Sequence[Block]) -> Self:
+        """The encoder with attention and normalisations of other blocks; all else is shared, not copied."""
         other = copy(self)
         other._layers = tuple(Layer(block, self.config.heads, self.dtype) for block in blocks)  # noqa: SLF001 - its own class
         return other
@@ -167,7 +163,8 @@ class Encoder:
 
     def dense(self, layer: int, x_TD: Tensor) -> Tensor:
         """The dense feed-forward layer: GELU between two matrices."""
-        return self._layers[layer].down(self._layers[layer].up(x_TD))
+        up, down = self._dense[layer]
+        return down(up(x_TD))
 
     def _attend(self, layer: Layer, x_TD: Tensor, packed: Packed) -> Tensor:
         qkv_TD3 = layer.qkv(x_TD)
@@ -179,6 +176,15 @@ class Encoder:
 
     def _normalise(self, x_TD: Tensor, norm: Pair) -> Tensor:
         return functional.layer_norm(x_TD, (self.config.width,), *norm, self.config.epsilon)
+
+
+def dense_linears(up: Pair, down: Pair, dtype: torch.dtype) -> tuple[Linear, Linear]:
+    """The two maps of a dense feed-forward layer, the first with its GELU."""
+    return packed_linear(*_cast(up, dtype), gelu=True), packed_linear(*_cast(down, dtype))
+
+
+def _cast(pair: Pair, dtype: torch.dtype) -> Pair:
+    return pair[0].to(dtype), pair[1].to(dtype)
 
 
 def _on_texts(feed_forward: FeedForward, layer: int, x_TD: Tensor, packed: Packed) -> Tensor:

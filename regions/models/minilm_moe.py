@@ -14,7 +14,6 @@ from torch import Tensor
 from regions.models.base import Batch, Item, Outcome
 from regions.models.checkpoint import Checkpoint
 from regions.models.depth import layer_shares
-from regions.models.encoder import Block
 from regions.models.minilm import MiniLM, by_length, embed, text_metadata
 from regions.moe.config import Fallback, MoEConfig
 from regions.moe.guard import GuardedLayer
@@ -38,7 +37,7 @@ class MiniLMMoE:
         self._default = default_budget
         self._emphases = conversion.emphases
         layers = range(dense.encoder.config.layers)
-        self._encoder = dense.encoder.with_blocks([_block(conversion, layer) for layer in layers])
+        self._encoder = dense.encoder.with_attention([conversion.block(layer) for layer in layers])
         self.layers = tuple(_experts(conversion, layer, fallback).to(dense.encoder.dtype) for layer in layers)
         # What skipped experts stand for: every token gets the sum, and a chosen expert takes its own part off again.
         self._bias = tuple(
@@ -123,22 +122,10 @@ def _details(budget: float, share: float) -> dict[str, float]:
     return {"compute_budget": budget, "flops_share": share}
 
 
-def _block(conversion: Checkpoint, layer: int) -> Block:
-    pair = conversion.pair
-    return Block(
-        qkv=pair(layer, "qkv"),
-        attended=pair(layer, "attended"),
-        attention_norm=pair(layer, "attention_norm"),
-        up=pair(layer, "up"),
-        down=pair(layer, "down"),
-        output_norm=pair(layer, "output_norm"),
-    )
-
-
 def _experts(conversion: Checkpoint, layer: int, fallback: Fallback) -> MoELayer:
     """The converted layer, without the bias that all tokens get."""
-    up_HD, up_bias_H = conversion.pair(layer, "up")
-    down_DH, _ = conversion.pair(layer, "down")
+    block = conversion.block(layer)
+    (up_HD, up_bias_H), (down_DH, _) = block.up, block.down
     router_ED, router_bias_E = conversion.pair(layer, "router")
     hidden, width = up_HD.shape
     experts = len(router_ED)

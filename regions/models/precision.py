@@ -1,10 +1,8 @@
 """The data type that an encoder runs in."""
 
-from typing import Literal
-
 import torch
 
-Precision = Literal["auto", "fp32", "bf16"]
+from regions.settings import Precision
 
 
 def dtype_of(precision: Precision) -> torch.dtype:

