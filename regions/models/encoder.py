@@ -148,13 +148,13 @@ class Encoder:
     def __call__(self, packed: Packed, feed_forward: FeedForward | None = None) -> Tensor:
         """hidden_TD of the last layer; `feed_forward` stands for the dense feed-forward layers where given.
 
-        It gets the rows of the texts alone.
+        It gets the rows of the texts alone, and what it gives is written over.
         """
         x_TD = self.embed(packed.ids_T, packed.positions_T)
         for number, layer in enumerate(self._layers):
-            x_TD = self._normalise(x_TD + self._attend(layer, x_TD, packed), layer.attention_norm)
+            x_TD = self._normalise(self._attend(layer, x_TD, packed).add_(x_TD), layer.attention_norm)
             y_TD = self.dense(number, x_TD) if feed_forward is None else _on_texts(feed_forward, number, x_TD, packed)
-            x_TD = self._normalise(x_TD + y_TD, layer.output_norm)
+            x_TD = self._normalise(y_TD.add_(x_TD), layer.output_norm)
         return x_TD[: packed.tokens]
 
     def embed(self, ids: Tensor, positions: Tensor) -> Tensor:
@@ -189,7 +189,8 @@ def _cast(pair: Pair, dtype: torch.dtype) -> Pair:
 
 def _on_texts(feed_forward: FeedForward, layer: int, x_TD: Tensor, packed: Packed) -> Tensor:
     y_TD = feed_forward(layer, x_TD[: packed.tokens])
-    return functional.pad(y_TD, (0, 0, 0, len(x_TD) - packed.tokens))
+    none = len(x_TD) - packed.tokens
+    return functional.pad(y_TD, (0, 0, 0, none)) if none else y_TD
 
 
 def mean_pool(hidden_TD: Tensor, packed: Packed) -> Tensor:

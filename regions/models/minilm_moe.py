@@ -110,7 +110,7 @@ class _Run:
     def __call__(self, layer: int, x_TD: Tensor) -> Tensor:
         output = self._layers[layer](x_TD, self._shares[layer], lengths=self._lengths, generator=self._generator)
         self.outputs.append(output)
-        return output.y_TD + self._bias[layer]
+        return output.y_TD.add_(self._bias[layer])
 
     def flops(self) -> list[int]:
         """Those of each text, in the order in which they lie."""
