@@ -56,7 +56,8 @@ class _Work:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.option("--model", default="minilm", show_default=True, help="`minilm`, or a directory with a BERT text encoder.")
-@click.option("--experts", default=16, show_default=True, type=click.IntRange(2, 64), help="Experts of each layer.")
+@click.option("--experts", default=8, show_default=True, type=click.IntRange(2, 64),
+              help="Experts of each layer: more of them keep more, fewer run faster.")  # fmt: skip
 @click.option("--out", required=True, type=click.Path(path_type=Path, file_okay=False), metavar="DIR")
 @click.option("--minutes", default=15.0, show_default=True, type=click.FloatRange(0.01, 10_000), help="Of training.")
 @click.option("--text", "files", multiple=True, type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TOKENS = 1024
-"""Tokens of a batch, at most; one text may have a quarter of them."""
+TOKENS = 2048
+"""Tokens of a batch, at most; one text may have an eighth of them."""
 _LENGTHS = np.array(
     [*range(4, 17), 18, 20, 22, 24, 27, 30, 33, 36, 40, 45, 50, 56, 64, 72, 80, 96, 112, 128, 160, 192, 224, 256]
 )

@@ -1,7 +1,8 @@
 """The encoder in training: every block learns to do with some of its experts what the dense one does with all.
 
 Which (token, expert) pairs run is decided as in serving; a sigmoid stands in for that step in the backward pass (a
-straight-through estimator, Bengio et al. 2013), so the router learns from the embedding what each pair is worth.
+straight-through estimator, Bengio et al. 2013), so the router learns from the embedding what each pair is worth. Only
+a part of that gradient counts: it is biased, and with all of it a training moves away from what it is after.
 
 Shapes: B texts of one length, L tokens of each, D width, E experts, F features of one, H = E * F, T = B * L tokens.
 """
@@ -25,6 +26,8 @@ Selection = Literal["dynamic", "static"]
 
 SHARPNESS = 4.0
 """Slope of the sigmoid, in scores of the router: logarithms of contributions, which differ by about one."""
+PASSED_ON = 0.1
+"""Part of the sigmoid's gradient that counts."""
 SAMPLED = 4
 """One token in so many tells the router how large contributions really are."""
 
@@ -42,6 +45,7 @@ class StudentBlock(nn.Module):
 
     places_E: Tensor
     gram_EFF: Tensor
+    lean_EF: Tensor
 
     def __init__(self, block: Block, split: Split, heads: int, epsilon: float) -> None:
         super().__init__()
@@ -57,6 +61,7 @@ class StudentBlock(nn.Module):
         places_E = split.size_E.argsort(descending=True).argsort()
         self.register_buffer("places_E", places_E)
         self.register_buffer("gram_EFF", torch.empty(experts, hidden // experts, hidden // experts), persistent=False)
+        self.register_buffer("lean_EF", torch.empty(experts, hidden // experts), persistent=False)
         self.shape = (width, experts, hidden // experts)
         self.refresh()
 
@@ -69,9 +74,10 @@ class StudentBlock(nn.Module):
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Brings the products of `down` with itself up to date, from which sizes of contributions follow."""
+        """Brings the products of `down` with itself and with what skipped experts stand for up to date."""
         down_DEF = self.weights["down_weight"].view(self.shape)
         self.gram_EFF.copy_(torch.einsum("def,deg->efg", down_DEF, down_DEF))
+        self.lean_EF.copy_(torch.einsum("def,ed->ef", down_DEF, self.weights["skipped"]))
 
     def tensors(self) -> dict[str, Tensor]:
         """What a checkpoint keeps of this block, detached, by `part.weight` and `part.bias`."""
@@ -85,7 +91,7 @@ class StudentBlock(nn.Module):
         batch, length, width = x_BLD.shape
         qkv_BLD = functional.linear(x_BLD, *self._pair("qkv"))
         qkv_3BHLC = qkv_BLD.view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        y_BLD = functional.scaled_dot_product_attention(*qkv_3BHLC).transpose(1, 2).reshape(x_BLD.shape)
+        y_BLD = _attention(*qkv_3BHLC).transpose(1, 2).reshape(x_BLD.shape)
         return self._normalise(x_BLD + functional.linear(y_BLD, *self._pair("attended")), "attention_norm")
 
     def forward(self, x_BLD: Tensor, share_B: Tensor, selection: Selection) -> tuple[Tensor, Tensor]:
@@ -111,8 +117,11 @@ class StudentBlock(nn.Module):
         return self.places_E < (share_B[:, None] * self.experts).round()
 
     def _router_loss(self, scores_BLE: Tensor, h_BLEF: Tensor) -> Tensor:
+        """How far scores lie from the logarithm of what skipping an expert changes: |down(h) - skipped|."""
         some_TEF = h_BLEF[:, ::SAMPLED].detach().flatten(0, 1).float()
         square_TE = torch.einsum("tef,efg,teg->te", some_TEF, self.gram_EFF, some_TEF)
+        square_TE += self.weights["skipped"].detach().square().sum(dim=1)
+        square_TE -= 2 * torch.einsum("tef,ef->te", some_TEF, self.lean_EF)
         return functional.mse_loss(scores_BLE[:, ::SAMPLED].flatten(0, 1), 0.5 * square_TE.clamp_min(1e-8).log())
 
     def _normalise(self, x_BLD: Tensor, name: str) -> Tensor:
@@ -157,8 +166,14 @@ class Student(nn.Module):
         return [block for block in self.blocks if isinstance(block, StudentBlock)]
 
 
+def _attention(q_BHLC: Tensor, k_BHLC: Tensor, v_BHLC: Tensor) -> Tensor:
+    """As plain products: the backward pass of torch's own attention took a third of a training step on a CPU."""
+    weights_BHLL = torch.softmax(q_BHLC * q_BHLC.shape[-1] ** -0.5 @ k_BHLC.transpose(-1, -2), dim=-1)
+    return weights_BHLL.to(v_BHLC.dtype) @ v_BHLC
+
+
 def straight_through(scores_BLE: Tensor, share_B: Tensor) -> Tensor:
-    """gate_BLE: 1 for the highest scored share of each text's pairs, 0 for the others, with a sigmoid's gradient."""
+    """gate_BLE: 1 for the highest scored share of each text's pairs, 0 for the others, a sigmoid's gradient."""
     scores_BP = scores_BLE.detach().flatten(1)
     pairs = scores_BP.shape[1]
     count_B = (share_B * pairs).floor().long().clamp(1, pairs - 1)
@@ -166,5 +181,5 @@ def straight_through(scores_BLE: Tensor, share_B: Tensor) -> Tensor:
     last_B1 = sorted_BP.gather(1, count_B[:, None] - 1)
     middle_B1 = (last_B1 + sorted_BP.gather(1, count_B[:, None])) / 2
     hard_BLE = (scores_BP >= last_B1).view_as(scores_BLE).to(scores_BLE.dtype)
-    soft_BLE = torch.sigmoid(SHARPNESS * (scores_BLE - middle_B1[:, :, None]))
+    soft_BLE = PASSED_ON * torch.sigmoid(SHARPNESS * (scores_BLE - middle_B1[:, :, None]))
     return hard_BLE + soft_BLE - soft_BLE.detach()

@@ -22,16 +22,16 @@ from regions.models.convert.student import Selection, Student
 from regions.models.depth import emphasis
 from regions.models.encoder import Block, Encoder, Packed
 
-RATE, WARM_UP, LAST_RATE = 3e-4, 100, 0.02
+RATE, WARM_UP, LAST_RATE = 4e-4, 60, 0.02
 """Highest learning rate, the steps that it takes to get there, and the share of it that is left at the end."""
-EMBEDDING, HIDDEN, ROUTER = 4.0, 0.2, 1.0
+EMBEDDING, HIDDEN, ROUTER = 4.0, 0.2, 0.03
 """Weights of the losses: one minus the cosine of embeddings, relative error of hidden states, error of the scores."""
-MIXTURE = ((0.22, 0.25, 0.25), (0.45, 0.5, 0.5), (0.1, 0.1, 0.35), (0.23, 0.3, 0.95))
+MIXTURE = ((0.18, 0.25, 0.25), (0.5, 0.5, 0.5), (0.08, 0.1, 0.35), (0.24, 0.3, 0.95))
 """Of a text's budget: how often, between what and what. A quarter and a half are what is asked for most."""
 CLIP = 1.0
 MEMORY = 0.995
 """Of the running average of the weights, which is what a training gives: single steps wander around it."""
-CALIBRATION_BATCHES = 20
+CALIBRATION_BATCHES = 10
 REFRESH = 20
 """Steps between two updates of what the router's loss knows of the weights."""
 SAVE_EVERY = 10.0
