@@ -18,6 +18,7 @@ from regions.models.minilm import MiniLM, by_length, embed, text_metadata
 from regions.moe.config import Fallback, MoEConfig
 from regions.moe.guard import GuardedLayer
 from regions.moe.layer import MoELayer, MoEOutput
+from regions.moe.selection import pair_share
 from regions.wire import wrong_datatype
 
 SEED = 20_251
@@ -104,11 +105,14 @@ class _Run:
         self._bias = bias
         self._shares = shares
         self._lengths = lengths
+        self._spent = 0.0
         self._generator = torch.Generator().manual_seed(SEED)
         self.outputs: list[MoEOutput] = []
 
     def __call__(self, layer: int, x_TD: Tensor) -> Tensor:
-        output = self._layers[layer](x_TD, self._shares[layer], lengths=self._lengths, generator=self._generator)
+        guarded, budget = self._layers[layer], self._shares[layer]
+        output = guarded(x_TD, budget, lengths=self._lengths, spent=self._spent, generator=self._generator)
+        self._spent += pair_share(guarded.layer.config, budget)
         self.outputs.append(output)
         return output.y_TD.add_(self._bias[layer])
 

@@ -58,11 +58,12 @@ class GuardedLayer:
         budget: float | None = None,
         *,
         lengths: Sequence[int] | None = None,
+        spent: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> MoEOutput:
         """As the layer's own forward."""
         asked = self.breaker.allows()
-        output: MoEOutput = self.layer(x_TD, budget, lengths=lengths, generator=generator, routed=asked)
+        output: MoEOutput = self.layer(x_TD, budget, lengths=lengths, spent=spent, generator=generator, routed=asked)
         if asked:
             self.breaker.tell(failed=bool(output.routing.failed_T.any()))
         return output

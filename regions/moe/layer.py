@@ -69,6 +69,7 @@ class MoELayer(nn.Module):
         budget: float | None = None,
         *,
         lengths: Sequence[int] | None = None,
+        spent: float = 0.0,
         backend: Backend | None = None,
         generator: torch.Generator | None = None,
         routed: bool = True,
@@ -78,13 +79,15 @@ class MoELayer(nn.Module):
         `backend` runs the experts (the fastest that runs the chosen alone, unless given; FLOPs are those of the chosen
         whatever it is), `generator` serves the fallback `random`. Not `routed`, the router is not asked and counts as
         failed, without FLOPs.
+        `spent` is what earlier layers had of these texts (`selection.rule_of`).
         Raises RouterError where the router fails and `config.resilience` is off, TimeoutError after `config.timeout`,
         and ValueError for tokens that `config.security` does not let in.
         """
         start = time.monotonic()
         self._check(x_TD)
         scores_TE = self._scores(x_TD) if routed else x_TD.new_full((len(x_TD), self.config.experts), math.nan)
-        routing = self._route(x_TD, scores_TE, budget, lengths, generator)
+        routing = self.router.decide(x_TD, scores_TE, budget, lengths, spent)
+        routing = self._stood_in(routing, budget, generator)
         size = self.config
         return MoEOutput(
             y_TD=self._run(x_TD, routing, backend, start),
@@ -138,16 +141,8 @@ class MoELayer(nn.Module):
                 raise RouterError(f"the router failed: {error}") from error
             return x_TD.new_full((len(x_TD), self.config.experts), math.nan)
 
-    def _route(
-        self,
-        x_TD: Tensor,
-        scores_TE: Tensor,
-        budget: float | None,
-        lengths: Sequence[int] | None,
-        generator: torch.Generator | None,
-    ) -> Routing:
-        routing = self.router.decide(x_TD, scores_TE, budget, lengths)
+    def _stood_in(self, routing: Routing, budget: float | None, generator: torch.Generator | None) -> Routing:
         failed = int(routing.failed_T.sum())
         if failed and not self.config.resilience:
-            raise RouterError(f"the router's scores are not finite for {failed} of {len(x_TD)} tokens")
+            raise RouterError(f"the router's scores are not finite for {failed} of {len(routing.failed_T)} tokens")
         return stand_in(routing, self.config, mean_count(self.config, budget), generator)

@@ -113,15 +113,20 @@ class DynamicRouter(nn.Module):
         return self.decide(x_TD, self.scores(x_TD), budget, lengths)
 
     def decide(
-        self, x_TD: Tensor, scores_TE: Tensor, budget: float | None = None, lengths: Sequence[int] | None = None
+        self,
+        x_TD: Tensor,
+        scores_TE: Tensor,
+        budget: float | None = None,
+        lengths: Sequence[int] | None = None,
+        spent: float = 0.0,
     ) -> Routing:
-        """The routing that these scores ask for."""
+        """The routing that these scores ask for; `spent` as in `rule_of`."""
         failed_T = ~scores_TE.isfinite().all(dim=1)
         failed = bool(failed_T.any())
         safe_TE = scores_TE.masked_fill(failed_T[:, None], 0.0) if failed else scores_TE
         estimate = cache(lambda: self.complexity(x_TD.detach().float(), safe_TE.detach()))
         ranking_TE = safe_TE.detach() + self.balance_E
-        rule = rule_of(self.config, self.steered(), budget)
+        rule = rule_of(self.config, self.steered(), budget, spent)
         chosen_TE = rule.choose(ranking_TE, estimate, [len(x_TD)] if lengths is None else lengths)
         if failed:
             chosen_TE = chosen_TE & ~failed_T[:, None]

@@ -89,22 +89,30 @@ class SequenceBudget:
     """The (token, expert) pairs that score highest in each text, as many as `share` of all pairs, rounded down.
 
     A text gets what it pays for to one pair, however its tokens share it; no token gets less than `lowest` or more than
-    `highest`, which may move the sum where they bind.
+    `highest`, which may move the sum where they bind. `spent` is what earlier layers had of the same text, their shares
+    in sum: what is rounded off in one is given in the next, so that a model keeps to its budget in short texts too.
     """
 
     share: float
     lowest: int
     highest: int
+    spent: float = 0.0
+
+    def pairs(self, sizes: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """How many of each text's pairs, at least one."""
+        before, after = (self.spent * sizes).astype(np.int64), ((self.spent + self.share) * sizes).astype(np.int64)
+        pairs: npt.NDArray[np.int64] = np.clip(after - before, 1, sizes)
+        return pairs
 
     def choose(self, scores_TE: Tensor, complexity: Complexity, lengths: Sequence[int]) -> Tensor:  # noqa: ARG002 - the protocol's
-        mask_TE = torch.from_numpy(_highest(scores_TE.detach().float().numpy(), self.share, lengths))
+        mask_TE = torch.from_numpy(_highest(scores_TE.detach().float().numpy(), self, lengths))
         if self.lowest == 0 and self.highest >= scores_TE.shape[1]:
             return mask_TE
         return _best(scores_TE, mask_TE.sum(dim=1), self.lowest, self.highest)
 
 
-def _highest(values_TE: npt.NDArray[np.float32], share: float, lengths: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """Marks the highest share of each text's values, at least one; of equal ones the first, wherever the text stands.
+def _highest(values_TE: npt.NDArray[np.float32], rule: SequenceBudget, lengths: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Marks the highest of each text's values; of equal ones the first, wherever the text stands.
 
     Only the least value that is taken is looked for text by text, as most of the time goes into calls, not numbers.
     """
@@ -114,7 +122,7 @@ def _highest(values_TE: npt.NDArray[np.float32], share: float, lengths: Sequence
         return np.zeros(values_TE.shape, dtype=np.bool_)
     ends = np.cumsum(sizes)
     starts = ends - sizes
-    pairs = np.clip((share * sizes).astype(np.int64), 1, sizes)
+    pairs = rule.pairs(sizes)
     least = [
         np.partition(values_P[start:end], end - start - taken)[end - start - taken]
         for start, end, taken in zip(starts.tolist(), ends.tolist(), pairs.tolist(), strict=True)

@@ -7,8 +7,10 @@ from regions.moe.config import STEERED, MoEConfig
 from regions.moe.flops import feed_forward_flops, router_flops
 
 
-def rule_of(config: MoEConfig, level: float, budget: float | None = None) -> rules.Rule:
+def rule_of(config: MoEConfig, level: float, budget: float | None = None, spent: float = 0.0) -> rules.Rule:
     """The configured rule; `budget` stands for the configured one, `level` serves the rules that are steered.
+
+    `spent` is the sum of the `pair_share`s of earlier layers of the same texts; only `sequence_budget` looks at it.
 
     Raises ValueError for a budget where the rule goes by the level.
     """
@@ -21,7 +23,7 @@ def rule_of(config: MoEConfig, level: float, budget: float | None = None) -> rul
     if config.rule == "top_k":
         return rules.TopK(max(config.min_experts, math.floor(middle + 0.5)))
     if config.rule == "sequence_budget":
-        return rules.SequenceBudget(middle / config.experts, *bounds)
+        return rules.SequenceBudget(pair_share(config, budget), *bounds, spent)
     return rules.ComplexityK(middle, _reach(config, middle, budget), *bounds)
 
 
@@ -32,6 +34,11 @@ def mean_count(config: MoEConfig, budget: float | None = None) -> float:
     if budget is None:
         return (lowest + highest) / 2
     return min(max(affordable(config, budget), lowest), highest)
+
+
+def pair_share(config: MoEConfig, budget: float | None = None) -> float:
+    """The share of all (token, expert) pairs that a budget buys."""
+    return mean_count(config, budget) / config.experts
 
 
 def affordable(config: MoEConfig, budget: float) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from regions.moe.rules import ComplexityK, RelativeThreshold, Rule, SequenceBudget, TopK, TopP
@@ -22,7 +23,7 @@ def choose(rule: Rule, scores_TE: Array, complexity_T: Array, lengths: Sequence[
     elif isinstance(rule, RelativeThreshold):
         wanted_TE = scores_TE >= scores_TE.max(axis=1, keepdims=True) + jnp.log(rule.ratio)
     elif isinstance(rule, SequenceBudget):
-        wanted_TE = _highest(scores_TE, rule.share, lengths)
+        wanted_TE = _highest(scores_TE, rule, lengths)
         if rule.lowest == 0 and rule.highest >= scores_TE.shape[1]:
             return wanted_TE
     elif isinstance(rule, ComplexityK):
@@ -39,12 +40,12 @@ def places(scores_TE: Array) -> Array:
     return jnp.argsort(jnp.argsort(scores_TE, axis=1, descending=True, stable=True), axis=1)
 
 
-def _highest(scores_TE: Array, share: float, lengths: Sequence[int]) -> Array:
-    """Marks the highest share of each text's scores, at least one; of equal ones the first."""
+def _highest(scores_TE: Array, rule: SequenceBudget, lengths: Sequence[int]) -> Array:
+    """Marks the highest of each text's scores; of equal ones the first."""
     parts, start = [], 0
     for length in lengths:
         values_P = scores_TE[start : start + length].reshape(-1)
-        pairs = min(max(1, int(share * values_P.size)), values_P.size)
+        pairs = int(rule.pairs(np.array([values_P.size]))[0])
         place_P = jnp.argsort(jnp.argsort(values_P, descending=True, stable=True))
         parts.append((place_P < pairs).reshape(length, -1))
         start += length

@@ -25,7 +25,7 @@ def test_full_budget_equals_the_dense_encoder(minilm, minilm_moe, texts):
     np.testing.assert_allclose(rows(batch), rows(run(minilm, texts, None)), atol=1e-5)
     assert {outcome.details["flops_share"] for outcome in batch.outcomes} == {1.0}
     assert batch.flops == batch.dense_flops
-    assert len(batch.utilisation) == 16
+    assert len(batch.utilisation) == 8
 
 
 def test_share_of_flops_is_the_budget_and_quality_grows_with_it(minilm, minilm_moe):
@@ -40,8 +40,8 @@ def test_share_of_flops_is_the_budget_and_quality_grows_with_it(minilm, minilm_m
             assert figures["flops_share"] <= budget
         cosines.append(float((rows(batch) * dense).sum(axis=1).mean()))
     assert cosines[:4] == sorted(cosines[:4])
-    assert cosines[1] > 0.86
-    assert cosines[2] > 0.93
+    assert cosines[1] > 0.90
+    assert cosines[2] > 0.95
 
 
 def test_short_texts_keep_to_the_budget(minilm_moe):
@@ -62,7 +62,7 @@ def test_nothing_depends_on_the_neighbours(minilm_moe, texts):
 def test_utilisation_counts_what_the_flops_say(minilm_moe):
     batch = run(minilm_moe, PROSE, 0.5)
     tokens = batch.dense_flops // (6 * 4 * 384 * 1536)
-    assert batch.flops == sum(batch.utilisation) * 4 * 384 * 96 + 6 * tokens * 2 * 384 * 16
+    assert batch.flops == sum(batch.utilisation) * 4 * 384 * 192 + 6 * tokens * 2 * 384 * 8
 
 
 def test_forward_changes_no_weight(minilm_moe):

@@ -52,6 +52,14 @@ def test_complexity_sets_the_count_between_its_bounds():
     assert chosen(rule, [[3.0, 2.0, 1.0]] * 3, [0.0, 0.5, 1.0]) == [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
 
 
+def test_what_a_sequence_budget_rounds_off_is_given_in_a_later_layer():
+    scores, given, spent = [[0.3, 0.2, 0.1, 0.0]], [], 0.0
+    for share in (0.4, 0.4, 0.3, 0.5):
+        given.append(sum(map(sum, chosen(SequenceBudget(share, 0, 4, spent), scores))))
+        spent += share
+    assert given == [1, 2, 1, 2]
+
+
 def test_a_sequence_budget_goes_to_the_best_pairs_of_the_text():
     scores = [[9.0, 8.0, 7.0], [1.0, 0.0, 0.5]]
     assert chosen(SequenceBudget(0.5, 0, 3), scores) == [[1, 1, 1], [0, 0, 0]]
