@@ -5,6 +5,7 @@ import re
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
@@ -20,7 +21,6 @@ from app.telemetry.logging import bind_request
 from app.telemetry.metrics import Metrics
 from app.types import Head, Wire
 
-INFERENCE = re.compile(r"^/v1/(embeddings|chat/completions|completions)$|^/v2/models/[^/]+(/versions/[^/]+)?/infer$")
 _OPENAI = re.compile(r"^/v1/(embeddings|chat/|completions|models)")
 _ENDPOINT = re.compile(
     r"^/v1/(embeddings|chat/completions|completions|models|regions|route/explain"
@@ -52,12 +52,25 @@ def wire_of(path: str) -> Wire:
     return "kserve" if path == "/v2" or path.startswith("/v2/") else "problem"
 
 
+class Inference(Protocol):
+    """Answers requests of inference; the application has all other paths."""
+
+    def has(self, path: str) -> bool:
+        """Whether a path is one of inference."""
+        ...
+
+    async def __call__(self, serving: Serving, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that was admitted, or one of another method than POST."""
+        ...
+
+
 class Gate:
     """Wraps the application. What it refuses, it refuses before `receive` is called once."""
 
     def __init__(
         self,
         app: ASGIApp,
+        inference: Inference,
         *,
         current: Current,
         translator: Translator,
@@ -65,6 +78,7 @@ class Gate:
         activity: Activity,
     ) -> None:
         self._app = app
+        self._inference = inference
         self._current = current
         self._translator = translator
         self._metrics = metrics
@@ -112,21 +126,26 @@ class Gate:
         )
 
     async def _serve(self, serving: Serving, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        gateway = serving.gateway
-        limit = gateway.settings.gateway.body_limit
+        gateway, path = serving.gateway, exchange.head.path
+        limit, posted = gateway.settings.gateway.body_limit, exchange.head.method == "POST"
+        inference = self._inference.has(path)
         try:
             with exchange.timed("gate"):
-                if exchange.head.method == "POST" and INFERENCE.match(exchange.head.path):
+                if inference and posted:
                     await gateway.admit(exchange)
-                elif _GUARDED.match(exchange.head.path):
+                elif inference or _GUARDED.match(path):
                     gateway.authenticate(exchange)
-                    if exchange.head.method == "POST":
+                    if posted:
                         check_body_head(exchange.head.headers, exchange.wire, limit)
         except GatewayError as error:
             refusal = await serving.failures.answer(exchange, error)
             await refusal(scope, receive, send)
+            return
+        incoming = _Incoming(receive, exchange, limit)
+        if inference:
+            await self._inference(serving, exchange, scope, incoming, send)
         else:
-            await self._app(scope, _Incoming(receive, exchange, limit), send)
+            await self._app(scope, incoming, send)
 
     def _account(self, exchange: Exchange, outgoing: "_Outgoing") -> None:
         status = outgoing.status or CLIENT_CLOSED
