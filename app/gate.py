@@ -4,17 +4,18 @@ import asyncio
 import re
 import time
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.activity import Activity
 from app.errors import DeadlineExceeded, GatewayError, InternalError, PayloadTooLarge, RequestTimeout
 from app.exchange import CLIENT_CLOSED, Exchange
 from app.facts import check_body_head, request_id, traceparent
+from app.fields import Fields
 from app.i18n import Translator
 from app.serving import Current, Serving
 from app.telemetry.logging import bind_request
@@ -33,8 +34,6 @@ BODY_IDLE = 10.0
 """Seconds without a byte of an announced body after which the client is told 408."""
 BODY_RATE = 16 << 10
 """Bytes a second that a body has to come at, once `BODY_IDLE` seconds have passed."""
-
-log = structlog.get_logger("tidegate.gate")
 
 
 def endpoint_of(path: str) -> str:
@@ -83,6 +82,7 @@ class Gate:
         self._translator = translator
         self._metrics = metrics
         self._activity = activity
+        self._log = structlog.get_logger("tidegate.gate").bind()  # bound once: binding costs more than a line
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,7 +103,7 @@ class Gate:
             if exchange.cut:
                 return  # told and recorded already; an answer that is never completed makes the server close
             # The edge of the process: whatever was not foreseen is a bug, and the caller still gets a whole answer.
-            log.exception("unforeseen failure", error=type(error).__name__)
+            self._log.exception("unforeseen failure", error=type(error).__name__)
             if outgoing.status is None:
                 failure = await serving.failures.answer(exchange, InternalError(request_id=exchange.request_id))
                 await failure(scope, receive, outgoing)
@@ -114,7 +114,7 @@ class Gate:
             self._account(exchange, outgoing)
 
     def _open(self, scope: Scope) -> Exchange:
-        headers = Headers(scope=scope)
+        headers = Fields(scope["headers"])
         client = scope.get("client")
         return Exchange(
             head=Head(scope["method"], scope["path"], headers, client[0] if client else None),
@@ -151,7 +151,7 @@ class Gate:
         status = outgoing.status or CLIENT_CLOSED
         region = exchange.headers.get("X-Served-Region")
         self._metrics.request(endpoint_of(exchange.head.path), status, region, exchange.elapsed())
-        log.info(
+        self._log.info(
             "request",
             method=exchange.head.method,
             path=exchange.head.path[:256],
@@ -188,17 +188,22 @@ class _Outgoing:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(raw=list(message["headers"]))
-            headers["X-Request-Id"] = self._exchange.request_id
-            if self._exchange.traceparent:
-                headers["traceparent"] = self._exchange.traceparent
-            for name, value in self._exchange.headers.items():
-                headers.setdefault(name, value)
-            headers["Server-Timing"] = self._exchange.server_timing()
-            message = {**message, "headers": headers.raw}
+            message = {**message, "headers": self._completed(message["headers"])}
         elif message["type"] == "http.response.body":
             self.finished = not message.get("more_body", False)
         await self._send(message)
+
+    def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """The answer's own head, then what it does not say itself; the request's id and the timing are ours alone."""
+        exchange = self._exchange
+        own = {name.lower(): value for name, value in exchange.headers.items()}
+        ours = {"x-request-id": exchange.request_id, "server-timing": exchange.server_timing()}
+        if exchange.traceparent:
+            ours["traceparent"] = exchange.traceparent
+        found = [(name, value) for name, value in headers if name.decode("latin-1") not in ours]
+        said = {name.decode("latin-1") for name, _ in found}
+        more = {name: value for name, value in (own | ours).items() if name not in said}
+        return found + [(name.encode("latin-1"), value.encode("latin-1")) for name, value in more.items()]
 
 
 class _Incoming:
