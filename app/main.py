@@ -115,7 +115,7 @@ class Works:
         if self._witnessing:
             self._witnessing.cancel()
         await asyncio.gather(*self._tasks, *filter(None, [self._witnessing]), return_exceptions=True)
-        await self._connections.aclose()
+        self._connections.close()
         await self.prober.aclose()
         await self.trail.close()
 
@@ -144,7 +144,7 @@ class Works:
     def _let_go(self) -> None:
         """Close the connections that nobody uses any more."""
         used = {backend for serving in self.current.all for backend in serving.gateway.registry.backends}
-        self._run(self._connections.keep(used))
+        self._connections.keep(used)
 
     def settings(self) -> Settings:
         """Those in force."""
