@@ -5,10 +5,9 @@ import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from starlette.datastructures import Headers
-
 from app.config import Tenant
 from app.errors import Forbidden, InvalidRequest, Unauthenticated
+from app.fields import Fields
 from app.types import Scope
 
 _IMPLIED: dict[Scope, Scope] = {"audit:read": "audit:admin"}
@@ -36,7 +35,7 @@ class KeyRing:
     def __init__(self, tenants: Iterable[Tenant]) -> None:
         self._tenants = {key.removeprefix("sha256:"): tenant for tenant in tenants for key in tenant.keys}
 
-    def authenticate(self, headers: Headers) -> Principal:
+    def authenticate(self, headers: Fields) -> Principal:
         """The principal of the key in Authorization, x-api-key or api-key.
 
         Raises `Unauthenticated`, or `InvalidRequest` where one of these headers came twice.
@@ -53,7 +52,7 @@ class KeyRing:
         )
 
 
-def _sent_key(headers: Headers) -> str | None:
+def _sent_key(headers: Fields) -> str | None:
     for name in ("authorization", "x-api-key", "api-key"):
         if len(headers.getlist(name)) > 1:
             raise InvalidRequest("header_repeated", param=name)

@@ -1,7 +1,7 @@
 """Who is calling, and from where: the far side of the trusted proxies, its country, and a point on Earth for it."""
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import iptocc
@@ -60,7 +60,7 @@ def locate(head: Head, settings: Settings, geo: Geo) -> Caller:
     return Caller(address, country, _place(country, settings), hint is not None, ignored)
 
 
-def _behind_proxies(peer: _Address, forwarded: list[str], trusted: tuple[_Network, ...]) -> str | None:
+def _behind_proxies(peer: _Address, forwarded: Sequence[str], trusted: tuple[_Network, ...]) -> str | None:
     """The rightmost address that no trusted proxy of ours has; None where a trusted proxy wrote no address there.
 
     What stands further left was written by the caller, who may write anything.

@@ -4,11 +4,10 @@ import re
 from dataclasses import dataclass
 from datetime import date
 
-from starlette.datastructures import Headers
-
 from app.config import Settings, Tenant
 from app.errors import InvalidRequest, PayloadTooLarge, UnknownRegion, UnsupportedMediaType
 from app.exchange import DEFAULT_DEADLINE
+from app.fields import Fields
 from app.policy.residency import evidence
 from app.types import Caller, Head, Question, Wire
 from regions import catalogue
@@ -34,19 +33,19 @@ class Facts:
     subject_id: str | None
 
 
-def request_id(headers: Headers) -> str | None:
+def request_id(headers: Fields) -> str | None:
     """The caller's own request id where it is 1 to 128 visible ASCII characters, else None."""
     sent = headers.get("x-request-id", "")
     return sent if _REQUEST_ID.match(sent) else None
 
 
-def traceparent(headers: Headers) -> str | None:
+def traceparent(headers: Fields) -> str | None:
     """The caller's trace context where it is well-formed (W3C Trace Context, section 3.2), else None."""
     sent = headers.get("traceparent", "")
     return sent if _TRACEPARENT.match(sent) else None
 
 
-def single(headers: Headers, name: str) -> str | None:
+def single(headers: Fields, name: str) -> str | None:
     """The one value of a header that may be sent once; raises `InvalidRequest` when it came twice or is empty."""
     values = headers.getlist(name)
     if len(values) > 1:
@@ -57,7 +56,7 @@ def single(headers: Headers, name: str) -> str | None:
     return value
 
 
-def check_body_head(headers: Headers, wire: Wire, limit: int) -> None:
+def check_body_head(headers: Fields, wire: Wire, limit: int) -> None:
     """Refuse from the headers alone a body that is too large or of a kind that this endpoint does not read."""
     length = headers.get("content-length")
     if length is not None and length.isdigit() and int(length) > limit:
@@ -71,7 +70,7 @@ def check_body_head(headers: Headers, wire: Wire, limit: int) -> None:
         raise UnsupportedMediaType(param="Content-Encoding", value=coding, expected="identity")
 
 
-def timeout(headers: Headers) -> tuple[float, bool]:
+def timeout(headers: Fields) -> tuple[float, bool]:
     """Seconds that the caller gives this request, and whether they bound a whole stream.
 
     X-Request-Timeout-Ms does; x-stainless-read-timeout (seconds) is the SDK's patience with each read.

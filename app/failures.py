@@ -6,12 +6,12 @@ from contextlib import suppress
 from datetime import timedelta
 from http import HTTPStatus
 
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from app.errors import AuditUnavailable, GatewayError
 from app.exchange import Exchange
+from app.fields import Fields
 from app.i18n import Translator
 from app.pipeline import Gateway
 from app.shapes import kserve_error, openai_error, problem
@@ -46,7 +46,7 @@ class Refusal(Response):
         await send({"type": "http.response.body", "body": b""})
 
 
-def _large(headers: Headers) -> bool:
+def _large(headers: Fields) -> bool:
     length = headers.get("content-length", "0")
     return "transfer-encoding" in headers or (length.isdigit() and int(length) > _SMALL_BODY)
 

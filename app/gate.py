@@ -4,23 +4,24 @@ import asyncio
 import re
 import time
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.activity import Activity
 from app.errors import DeadlineExceeded, GatewayError, InternalError, PayloadTooLarge, RequestTimeout
 from app.exchange import CLIENT_CLOSED, Exchange
 from app.facts import check_body_head, request_id, traceparent
+from app.fields import Fields
 from app.i18n import Translator
 from app.serving import Current, Serving
 from app.telemetry.logging import bind_request
 from app.telemetry.metrics import Metrics
 from app.types import Head, Wire
 
-INFERENCE = re.compile(r"^/v1/(embeddings|chat/completions|completions)$|^/v2/models/[^/]+(/versions/[^/]+)?/infer$")
 _OPENAI = re.compile(r"^/v1/(embeddings|chat/|completions|models)")
 _ENDPOINT = re.compile(
     r"^/v1/(embeddings|chat/completions|completions|models|regions|route/explain"
@@ -33,8 +34,6 @@ BODY_IDLE = 10.0
 """Seconds without a byte of an announced body after which the client is told 408."""
 BODY_RATE = 16 << 10
 """Bytes a second that a body has to come at, once `BODY_IDLE` seconds have passed."""
-
-log = structlog.get_logger("tidegate.gate")
 
 
 def endpoint_of(path: str) -> str:
@@ -52,12 +51,25 @@ def wire_of(path: str) -> Wire:
     return "kserve" if path == "/v2" or path.startswith("/v2/") else "problem"
 
 
+class Inference(Protocol):
+    """Answers requests of inference; the application has all other paths."""
+
+    def has(self, path: str) -> bool:
+        """Whether a path is one of inference."""
+        ...
+
+    async def __call__(self, serving: Serving, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request that was admitted, or one of another method than POST."""
+        ...
+
+
 class Gate:
     """Wraps the application. What it refuses, it refuses before `receive` is called once."""
 
     def __init__(
         self,
         app: ASGIApp,
+        inference: Inference,
         *,
         current: Current,
         translator: Translator,
@@ -65,10 +77,12 @@ class Gate:
         activity: Activity,
     ) -> None:
         self._app = app
+        self._inference = inference
         self._current = current
         self._translator = translator
         self._metrics = metrics
         self._activity = activity
+        self._log = structlog.get_logger("tidegate.gate").bind()  # bound once: binding costs more than a line
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -89,7 +103,7 @@ class Gate:
             if exchange.cut:
                 return  # told and recorded already; an answer that is never completed makes the server close
             # The edge of the process: whatever was not foreseen is a bug, and the caller still gets a whole answer.
-            log.exception("unforeseen failure", error=type(error).__name__)
+            self._log.exception("unforeseen failure", error=type(error).__name__)
             if outgoing.status is None:
                 failure = await serving.failures.answer(exchange, InternalError(request_id=exchange.request_id))
                 await failure(scope, receive, outgoing)
@@ -100,7 +114,7 @@ class Gate:
             self._account(exchange, outgoing)
 
     def _open(self, scope: Scope) -> Exchange:
-        headers = Headers(scope=scope)
+        headers = Fields(scope["headers"])
         client = scope.get("client")
         return Exchange(
             head=Head(scope["method"], scope["path"], headers, client[0] if client else None),
@@ -112,27 +126,32 @@ class Gate:
         )
 
     async def _serve(self, serving: Serving, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
-        gateway = serving.gateway
-        limit = gateway.settings.gateway.body_limit
+        gateway, path = serving.gateway, exchange.head.path
+        limit, posted = gateway.settings.gateway.body_limit, exchange.head.method == "POST"
+        inference = self._inference.has(path)
         try:
             with exchange.timed("gate"):
-                if exchange.head.method == "POST" and INFERENCE.match(exchange.head.path):
+                if inference and posted:
                     await gateway.admit(exchange)
-                elif _GUARDED.match(exchange.head.path):
+                elif inference or _GUARDED.match(path):
                     gateway.authenticate(exchange)
-                    if exchange.head.method == "POST":
+                    if posted:
                         check_body_head(exchange.head.headers, exchange.wire, limit)
         except GatewayError as error:
             refusal = await serving.failures.answer(exchange, error)
             await refusal(scope, receive, send)
+            return
+        incoming = _Incoming(receive, exchange, limit)
+        if inference:
+            await self._inference(serving, exchange, scope, incoming, send)
         else:
-            await self._app(scope, _Incoming(receive, exchange, limit), send)
+            await self._app(scope, incoming, send)
 
     def _account(self, exchange: Exchange, outgoing: "_Outgoing") -> None:
         status = outgoing.status or CLIENT_CLOSED
         region = exchange.headers.get("X-Served-Region")
         self._metrics.request(endpoint_of(exchange.head.path), status, region, exchange.elapsed())
-        log.info(
+        self._log.info(
             "request",
             method=exchange.head.method,
             path=exchange.head.path[:256],
@@ -169,17 +188,22 @@ class _Outgoing:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(raw=list(message["headers"]))
-            headers["X-Request-Id"] = self._exchange.request_id
-            if self._exchange.traceparent:
-                headers["traceparent"] = self._exchange.traceparent
-            for name, value in self._exchange.headers.items():
-                headers.setdefault(name, value)
-            headers["Server-Timing"] = self._exchange.server_timing()
-            message = {**message, "headers": headers.raw}
+            message = {**message, "headers": self._completed(message["headers"])}
         elif message["type"] == "http.response.body":
             self.finished = not message.get("more_body", False)
         await self._send(message)
+
+    def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """The answer's own head, then what it does not say itself; the request's id and the timing are ours alone."""
+        exchange = self._exchange
+        own = {name.lower(): value for name, value in exchange.headers.items()}
+        ours = {"x-request-id": exchange.request_id, "server-timing": exchange.server_timing()}
+        if exchange.traceparent:
+            ours["traceparent"] = exchange.traceparent
+        found = [(name, value) for name, value in headers if name.decode("latin-1") not in ours]
+        said = {name.decode("latin-1") for name, _ in found}
+        more = {name: value for name, value in (own | ours).items() if name not in said}
+        return found + [(name.encode("latin-1"), value.encode("latin-1")) for name, value in more.items()]
 
 
 class _Incoming:

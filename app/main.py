@@ -16,6 +16,7 @@ from starlette.types import ASGIApp
 from app.access import KeyRing
 from app.activity import Activity
 from app.api import audit, audit_rights, faults, health, kserve, openai, routes
+from app.api.inference import Dispatcher
 from app.audit.auditor import Auditor
 from app.audit.keys import FileKeys
 from app.audit.place import EDGE
@@ -114,7 +115,7 @@ class Works:
         if self._witnessing:
             self._witnessing.cancel()
         await asyncio.gather(*self._tasks, *filter(None, [self._witnessing]), return_exceptions=True)
-        await self._connections.aclose()
+        self._connections.close()
         await self.prober.aclose()
         await self.trail.close()
 
@@ -143,7 +144,7 @@ class Works:
     def _let_go(self) -> None:
         """Close the connections that nobody uses any more."""
         used = {backend for serving in self.current.all for backend in serving.gateway.registry.backends}
-        self._run(self._connections.keep(used))
+        self._connections.keep(used)
 
     def settings(self) -> Settings:
         """Those in force."""
@@ -203,7 +204,24 @@ def create_app(
     for router in _routers(works, first.settings):
         app.include_router(router)
     faults.handle_errors(app)
-    return Gate(app, current=works.current, translator=works.translator, metrics=works.metrics, activity=activity)
+    inference = Dispatcher([*openai.ENDPOINTS, *kserve.ENDPOINTS])
+    _describe(app, inference)
+    return Gate(
+        app, inference, current=works.current, translator=works.translator, metrics=works.metrics, activity=activity
+    )
+
+
+def _describe(app: FastAPI, inference: Dispatcher) -> None:
+    """Have /openapi.json and /docs tell of the inference endpoints as well."""
+    others = app.openapi
+
+    def everything() -> dict[str, Any]:
+        document = others()
+        if not document["paths"].keys() >= inference.described().keys():
+            document["paths"] = inference.described() | document["paths"]
+        return document
+
+    app.openapi = everything  # type: ignore[method-assign] # FastAPI's own way to extend the document
 
 
 def _routers(works: Works, settings: Settings) -> tuple[APIRouter, ...]:

@@ -5,12 +5,14 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+
+from cachetools import LRUCache
 
 from app.access import KeyRing, Principal
 from app.caller import Geo, locate
-from app.config import Settings
+from app.config import Settings, Tenant
 from app.delivery import Delivery
 from app.errors import AuditUnavailable, CacheMiss, DeadlineExceeded, GatewayError, ModelNotFound, NoHealthyRegion
 from app.exchange import CLIENT_CLOSED, Exchange
@@ -28,10 +30,13 @@ from app.recorder import Recorder, to_the_end
 from app.refusals import refusal
 from app.stores.base import CacheStore
 from app.telemetry.metrics import Metrics
-from app.types import CacheEntry, Call, PermittedRegion, Reply
+from app.types import CacheEntry, Call, Decision, PermittedRegion, Question, Reply
 
 _MODEL_LENGTH = 256
 """Characters of a model's name that a record keeps; it is the caller's text."""
+
+_DECISIONS = 4096
+"""Decisions that are remembered: as many as there are tenants times kinds of evidence that came lately."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Gateway:
     delivery: Delivery
     cache: CacheStore
     metrics: Metrics
+    decisions: LRUCache[Question, Decision] = field(default_factory=lambda: LRUCache(_DECISIONS), repr=False)
 
     def authenticate(self, exchange: Exchange) -> Principal:
         """Note whose key this is; raises `Unauthenticated`."""
@@ -75,7 +81,7 @@ class Gateway:
         tenant = principal.tenant
         facts = read(exchange.head, self.settings, tenant, exchange.caller, exchange.received.date())
         exchange.question, exchange.prefer, exchange.subject_id = facts.question, facts.prefer, facts.subject_id
-        decision = decide(facts.question, tenant, self.settings.residency, self.ground)
+        decision = self._decided(facts.question, tenant)
         exchange.decision = decision
         explanation = resolve(
             decision,
@@ -89,6 +95,14 @@ class Gateway:
         if explanation.code is not None:
             self.metrics.refused(explanation.reason)
             raise refusal(explanation, decision, facts.question, self.settings, exchange.head.path)
+
+    def _decided(self, question: Question, tenant: Tenant) -> Decision:
+        """What `decide` says; it is a function of the question alone while this configuration and its laws serve."""
+        decision = self.decisions.get(question)
+        if decision is None:
+            decision = decide(question, tenant, self.settings.residency, self.ground)
+            self.decisions[question] = decision
+        return decision
 
     async def answer(self, exchange: Exchange, call: Call) -> Reply:
         """Serve an admitted request: limits, cache, durable decision, attempts, durable completion.

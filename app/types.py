@@ -6,7 +6,7 @@ from datetime import date
 from enum import StrEnum
 from typing import Literal, NamedTuple, NewType
 
-from starlette.datastructures import Headers
+from app.fields import Fields
 
 PermittedRegion = NewType("PermittedRegion", str)
 """Id of a region that may see the request. Only `policy.residency.decide` makes one, so holding one is the proof."""
@@ -51,7 +51,7 @@ class Head:
 
     method: str
     path: str
-    headers: Headers
+    headers: Fields
     peer: str | None
 
 

@@ -1,10 +1,10 @@
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from starlette.datastructures import Headers
 
 from app.caller import Geo, locate
 from app.config import Settings
+from app.fields import Fields
 from app.types import Caller, Head
 from regions.catalogue import centroid
 
@@ -27,7 +27,7 @@ def settings_for(region=None):
 
 def found(peer, *headers, region=None) -> Caller:
     raw = [(name.lower().encode(), value.encode("latin-1")) for name, value in headers]
-    return locate(Head("POST", "/v1/embeddings", Headers(raw=raw), peer), settings_for(region), Geo())
+    return locate(Head("POST", "/v1/embeddings", Fields(raw), peer), settings_for(region), Geo())
 
 
 def test_a_direct_caller_is_its_peer():

@@ -16,7 +16,7 @@ from app.api import audit_query, audit_schemas
 from app.api.access import exchange_of
 from app.api.audit_query import FILTERS, PAGING, described, parameters
 from app.api.audit_reads import Reading, Readings
-from app.api.replies import answer
+from app.api.departure import Departure
 from app.audit.auditor import Auditor, Parts
 from app.audit.growth import OutOfReach
 from app.audit.reader import Filters, Reader
@@ -24,9 +24,8 @@ from app.audit.record import Record, time_of
 from app.audit.witness.extension import KEYS_HEADER, listed
 from app.audit.writer import Trail
 from app.errors import AuditUnavailable, InvalidRequest
-from app.exchange import Exchange
+from app.exchange import CLIENT_CLOSED, Exchange
 from app.stores.base import BUNDLE
-from app.types import Reply
 
 _STALL = 60.0
 """Seconds after which a client that takes nothing of an export is left."""
@@ -97,14 +96,13 @@ def _route_proofs(router: APIRouter, reader: Reader, auditor: Auditor, readings:
     @router.get("/verify", responses=audit_schemas.REPORT)
     async def verify(request: Request) -> Response:
         """A full check of every log: each record, hash and signature."""
-        return await answer(request, _checked(request))
-
-    async def _checked(request: Request) -> Reply:
-        async with readings.noted(request, "audit:admin") as reading:
-            parameters(request, ())
-            report = await auditor.verify()
-            reading.records = report.records
-        return Reply(200, (("content-type", "application/json"), *_HEADERS.items()), orjson.dumps(report.as_json()))
+        with Departure(request.receive):
+            async with readings.noted(request, "audit:admin") as reading:
+                parameters(request, ())
+                report = await auditor.verify()
+                reading.records = report.records
+            return _json(report.as_json())
+        return Response(status_code=CLIENT_CLOSED)  # which nobody reads: the client has left
 
 
 def _asked(given: Mapping[str, str], reading: Reading, reader: Reader) -> Filters:

@@ -6,9 +6,9 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Request
 from starlette.responses import Response
 
-from app.api.access import exchange_of, require, serving_of
+from app.api.access import require, serving_of
 from app.api.bodies import depth_of, read_call, refusals
-from app.api.replies import answer
+from app.api.inference import Asked, Endpoint
 from app.types import Call
 from regions.wire import HEADER_LENGTH, InferRequest, read_count, read_infer
 
@@ -26,20 +26,29 @@ _TENSOR = {
     },
 }
 _INFER = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "object",
-                    "required": ["inputs"],
-                    "properties": {"inputs": {"type": "array", "items": _TENSOR}, "parameters": {"type": "object"}},
-                }
-            },
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    "required": True,
+    "content": {
+        "application/json": {
+            "schema": {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {"inputs": {"type": "array", "items": _TENSOR}, "parameters": {"type": "object"}},
+            }
         },
-    }
+        "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+    },
 }
+_STEMS = (("/models/{model}", ""), ("/models/{model}/versions/{version}", "_version"))
+
+
+async def _read(asked: Asked) -> Call:
+    length, depth = asked.exchange.head.headers.get(HEADER_LENGTH), depth_of(asked.serving.gateway.settings)
+    return await read_call(to_call, asked.names["model"], asked.names.get("version"), asked.body, length, depth)
+
+
+ENDPOINTS = tuple(
+    Endpoint(f"/v2{stem}/infer", "Infer", f"infer{suffix}", "KServe v2", _INFER, _read) for stem, suffix in _STEMS
+)
 
 
 def routes(version: str) -> APIRouter:
@@ -58,12 +67,6 @@ def routes(version: str) -> APIRouter:
     async def ready(request: Request) -> Response:
         return Response(status_code=200 if serving_of(request).views.readiness()["status"] == "ready" else 503)
 
-    async def infer(request: Request, model: str, version: str | None = None) -> Response:
-        exchange, gateway = exchange_of(request), serving_of(request).gateway
-        body, depth = await request.body(), depth_of(gateway.settings)
-        call = await read_call(to_call, model, version, body, exchange.head.headers.get(HEADER_LENGTH), depth)
-        return await answer(request, gateway.answer(exchange, call))
-
     async def metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
         return await serving_of(request).views.describe_model(model, version)
 
@@ -74,15 +77,7 @@ def routes(version: str) -> APIRouter:
         return Response(status_code=200 if views.serving_now(model) else 503)
 
     may_infer = [Depends(require("infer"))]
-    for stem, suffix in (("/models/{model}", ""), ("/models/{model}/versions/{version}", "_version")):
-        router.add_api_route(
-            f"{stem}/infer",
-            infer,
-            methods=["POST"],
-            summary="Infer",
-            openapi_extra=_INFER,
-            operation_id=f"infer{suffix}",
-        )
+    for stem, suffix in _STEMS:
         router.add_api_route(
             f"{stem}/ready",
             model_ready,

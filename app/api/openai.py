@@ -4,11 +4,10 @@ from typing import Any
 
 import orjson
 from fastapi import APIRouter, Depends, Request
-from starlette.responses import Response
 
-from app.api.access import exchange_of, require, serving_of
+from app.api.access import require, serving_of
 from app.api.bodies import depth_of, read_call, refusals
-from app.api.replies import answer
+from app.api.inference import Asked, Endpoint
 from app.errors import InvalidRequest, ModelNotFound
 from app.types import Call
 from regions.wire import read_object
@@ -22,7 +21,7 @@ _UNUSED_IN_ANSWER = ("user", "metadata", "store", "stream_options")
 
 def _body_schema(properties: dict[str, Any], required: list[str]) -> dict[str, Any]:
     schema = {"type": "object", "properties": properties, "required": required}
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+    return {"required": True, "content": {"application/json": {"schema": schema}}}
 
 
 _EMBEDDINGS = _body_schema(
@@ -49,24 +48,25 @@ _COMPLETION = _body_schema(
 )
 
 
-def routes() -> APIRouter:
-    router = APIRouter(tags=["OpenAI"])
-    may_infer = [Depends(require("infer"))]
+async def _read(asked: Asked) -> Call:
+    settings = asked.serving.gateway.settings
+    path, depth, sampled = asked.exchange.head.path, depth_of(settings), settings.cache.sampled
+    return await read_call(to_call, path, asked.body, depth, sampled)
 
-    async def infer(request: Request) -> Response:
-        exchange, gateway = exchange_of(request), serving_of(request).gateway
-        depth, sampled = depth_of(gateway.settings), gateway.settings.cache.sampled
-        call = await read_call(to_call, exchange.head.path, await request.body(), depth, sampled)
-        return await answer(request, gateway.answer(exchange, call))
 
-    for path, summary, extra in (
+ENDPOINTS = tuple(
+    Endpoint(path, summary, path[4:].replace("/", "_"), "OpenAI", body, _read)
+    for path, summary, body in (
         ("/v1/embeddings", "Embed texts", _EMBEDDINGS),
         ("/v1/chat/completions", "Chat, passed through to a backend of protocol openai", _CHAT),
         ("/v1/completions", "Complete, passed through to a backend of protocol openai", _COMPLETION),
-    ):
-        router.add_api_route(
-            path, infer, methods=["POST"], summary=summary, openapi_extra=extra, operation_id=path[4:].replace("/", "_")
-        )
+    )
+)
+
+
+def routes() -> APIRouter:
+    router = APIRouter(tags=["OpenAI"])
+    may_infer = [Depends(require("infer"))]
 
     @router.get("/v1/models", dependencies=may_infer, summary="Models, with the regions that serve them")
     async def models(request: Request) -> dict[str, Any]:

@@ -9,13 +9,13 @@ import click
 from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
-from starlette.datastructures import Headers
 
 from app.caller import Geo, locate
 from app.commands.tables import show, table
 from app.config import Settings, Tenant, environment
 from app.dry_run import ExplainRequest, Malformed, NamedEvidence, all_up, explain
 from app.errors import GatewayError, InvalidRequest
+from app.fields import Fields
 from app.i18n import LOCALES, Translator
 from app.law import load_all
 from app.policy.explain import Explanation
@@ -93,7 +93,7 @@ def _told(error: GatewayError) -> str:
 
 def _explain(config: Path, request: ExplainRequest, today: date) -> Explanation | Malformed:
     settings, law = load_all(config, environment())
-    nobody = Head("POST", "/v1/route/explain", Headers(), None)
+    nobody = Head("POST", "/v1/route/explain", Fields(), None)
     return explain(
         request,
         settings=settings,

@@ -1,30 +1,21 @@
 """The only code that sends a request's data to a region, and only to one that the residency decision permitted."""
 
 import asyncio
-import itertools
 import ssl
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Final, Self
 from urllib.parse import quote
 
-import httpx
-
 from app.config import HealthSettings
 from app.fleet.backend import BackendState, Condition
+from app.fleet.http1 import Answer, Broken, Connection, Field, TooLong
+from app.fleet.pool import Pool
 from app.policy.retry import Outcome, retryable
 from app.types import Call, PermittedRegion
 from regions.wire import HEADER_LENGTH, REQUEST_ID_HEADER, TIMEOUT_HEADER
 
-POOLS: Final = 16
-POOL_SIZE: Final = 64
-"""Connections to one backend: so many pools of so many. Each backend has its own, so one that hangs takes none from the
-others. Several small pools, because httpcore walks over every connection of a pool, for each of them, whenever a
-request begins or ends: 200 at once cost up to 15 ms of CPU each in one pool, and 2 ms in 13."""
-_PER_POOL: Final = 16
-"""Requests in flight for which one more pool is used; a quiet backend's go through one and so reuse its connections."""
-KEEP_ALIVE: Final = 3.0
-"""Seconds that an idle connection is kept; less than the five after which uvicorn, so most backends, closes it."""
 ANSWER_LIMIT: Final = 64 << 20
 """Bytes of an answer that is held in memory whole."""
 _ON_HEADERS: Final = frozenset({REQUEST_ID_HEADER, "traceparent", "tracestate"})
@@ -84,24 +75,31 @@ class AttemptFailed(Exception):
 class UpstreamStream(AsyncIterator[bytes]):
     """A streamed answer, chunk by chunk as it comes; `aclose` at any time closes the connection to the backend.
 
-    Iterating raises `AttemptFailed` (never retryable) when the backend breaks off.
+    Iterating raises `AttemptFailed` (never retryable) when the backend breaks off, or is silent for `patience` seconds.
     """
 
-    def __init__(self, response: httpx.Response) -> None:
-        self._response = response
-        self._chunks = response.aiter_raw()
+    def __init__(self, connection: Connection, status: int, patience: float) -> None:
+        self._connection = connection
+        self._status = status
+        self._patience = patience
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
         try:
-            return await anext(self._chunks)
-        except httpx.TransportError as error:
-            raise AttemptFailed(_outcome(error), self._response.status_code, retryable=False) from error
+            async with asyncio.timeout(self._patience):
+                chunk = await self._connection.read()
+        except TimeoutError as error:
+            raise AttemptFailed("timeout", self._status, retryable=False) from error
+        except Broken as error:
+            raise AttemptFailed("reset", self._status, retryable=False) from error
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
 
     async def aclose(self) -> None:
-        await self._response.aclose()
+        self._connection.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,26 +120,24 @@ class Connections:
 
     def __init__(self) -> None:
         self._trust = ssl.create_default_context()
-        self._pools: dict[Condition, tuple[httpx.AsyncHTTPTransport, ...]] = {}
-        self._turns = itertools.count()
+        self._pools: dict[Condition, Pool] = {}
 
-    def pool(self, backend: BackendState) -> httpx.AsyncHTTPTransport:
-        """The pool for the next request to a backend."""
-        pools = self._pools.get(backend.condition)
-        if pools is None:
-            pools = self._pools[backend.condition] = tuple(_pool(self._trust) for _ in range(POOLS))
-        used = min(POOLS, 1 + backend.condition.in_flight // _PER_POOL)
-        return pools[next(self._turns) % used]
+    def pool(self, backend: BackendState) -> Pool:
+        """The backend's own: one that hangs takes no connection from the others."""
+        pool = self._pools.get(backend.condition)
+        if pool is None:
+            pool = self._pools[backend.condition] = Pool(backend.url, self._trust)
+        return pool
 
-    async def keep(self, backends: Collection[BackendState]) -> None:
+    def keep(self, backends: Collection[BackendState]) -> None:
         """Close what is open to any other backend; nobody may send to those any more."""
         kept = {backend.condition for backend in backends}
-        dropped = [self._pools.pop(condition) for condition in self._pools.keys() - kept]
-        for pool in itertools.chain.from_iterable(dropped):
-            await pool.aclose()
+        for condition in self._pools.keys() - kept:
+            self._pools.pop(condition).close()
 
-    async def aclose(self) -> None:
-        await self.keep(())
+    def close(self) -> None:
+        """Close what is idle, and the rest as it comes to its end."""
+        self.keep(())
 
 
 class WorkerClient:
@@ -171,78 +167,62 @@ class WorkerClient:
         """
         if backend.region != region:
             raise AssertionError(f"a request permitted in {region} was about to leave for {backend.region}")
-        request = httpx.Request(
-            "POST",
-            backend.url + quote(call.path, safe="/%:@!$&'()*+,;=~"),
-            content=call.body,
-            headers=_headers(backend, call, headers, timeout),
-            extensions={"timeout": self._timeouts(timeout)},
-        )
+        pool = self._connections.pool(backend)
+        head = _head(pool, backend, call, headers, timeout)
         try:
             async with asyncio.timeout(timeout):
-                return await self._exchange(self._connections.pool(backend), request, call)
+                connection = await self._connection(pool, timeout)
+                try:
+                    answer = await connection.exchange(head, call.body, ANSWER_LIMIT, streams=call.stream)
+                except asyncio.CancelledError:
+                    connection.abort()
+                    raise
         except TimeoutError as error:
             raise AttemptFailed("timeout", retryable=False) from error
-        except httpx.TransportError as error:
-            outcome = _outcome(error)
-            raise AttemptFailed(outcome, retryable=retryable(outcome, None)) from error
-        except AttributeError as error:
-            # A peer that closes in the moment it has accepted leaves uvloop's transport without a socket, and anyio,
-            # which asks it for its address, with None; seen about once in 10,000 requests while regions were dying.
-            raise AttemptFailed("reset", retryable=True) from error
+        except Broken as error:
+            raise AttemptFailed("reset", retryable=retryable("reset", None)) from error
+        except TooLong as error:
+            raise AttemptFailed("reset", retryable=False) from error
+        return _reply(answer, connection, timeout)
 
-    async def _exchange(self, pool: httpx.AsyncHTTPTransport, request: httpx.Request, call: Call) -> UpstreamReply:
-        response = await pool.handle_async_request(request)
-        streams = call.stream and response.status_code < httpx.codes.BAD_REQUEST
-        done = False
+    async def _connection(self, pool: Pool, left: float) -> Connection:
         try:
-            status = response.status_code
-            if status < httpx.codes.OK or httpx.codes.is_redirect(status):
-                raise AttemptFailed("redirect", status, retryable=retryable("redirect", status))
-            body = UpstreamStream(response) if streams else await _read(response)
-            if isinstance(body, bytes) and status >= httpx.codes.INTERNAL_SERVER_ERROR:
-                raise AttemptFailed("status", status, body, retryable=retryable("status", status))
-            done = True
-            return UpstreamReply(status, _filtered(response.headers), body)
-        finally:
-            if not (done and streams):
-                await response.aclose()
-
-    def _timeouts(self, timeout: float) -> dict[str, float]:
-        connect = min(timeout, self._connect)
-        return {"connect": connect, "pool": connect, "read": timeout, "write": timeout}
+            return await pool.connection(min(left, self._connect))
+        except TimeoutError as error:
+            raise AttemptFailed("connect_timeout", retryable=retryable("connect_timeout", None)) from error
+        except OSError as error:
+            raise AttemptFailed("refused", retryable=retryable("refused", None)) from error
 
 
-def _pool(trust: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
-    limits = httpx.Limits(max_connections=POOL_SIZE, max_keepalive_connections=POOL_SIZE, keepalive_expiry=KEEP_ALIVE)
-    return httpx.AsyncHTTPTransport(verify=trust, trust_env=False, http1=True, http2=False, limits=limits)
+def _reply(answer: Answer, connection: Connection, patience: float) -> UpstreamReply:
+    status = answer.status
+    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
+        connection.close()
+        raise AttemptFailed("redirect", status, retryable=retryable("redirect", status))
+    if answer.body is None:
+        return UpstreamReply(status, _filtered(answer.fields), UpstreamStream(connection, status, patience))
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        raise AttemptFailed("status", status, answer.body, retryable=retryable("status", status))
+    return UpstreamReply(status, _filtered(answer.fields), answer.body)
 
 
-def _headers(
-    backend: BackendState, call: Call, headers: Mapping[str, str], timeout: float
-) -> list[tuple[bytes, bytes]]:
-    url = httpx.URL(backend.url)
-    sent = [("host", url.netloc.decode("ascii")), ("user-agent", "tidegate"), ("accept-encoding", "identity")]
-    sent += [(name, value) for name, value in call.headers if name.lower() in _CONTENT_HEADERS]
-    sent += [(name, value) for name, value in headers.items() if name.lower() in _ON_HEADERS]
-    sent += [(TIMEOUT_HEADER, str(max(1, int(timeout * 1000)))), ("content-length", str(len(call.body)))]
+def _head(pool: Pool, backend: BackendState, call: Call, headers: Mapping[str, str], timeout: float) -> bytes:
+    """The request's head; raises AssertionError rather than send a value that would end a line of it."""
+    path = pool.path + quote(call.path, safe="/%:@!$&'()*+,;=~")
+    lines = [f"POST {path} HTTP/1.1", f"host: {pool.netloc}", "user-agent: tidegate", "accept-encoding: identity"]
+    lines += [f"{name}: {value}" for name, value in call.headers if name.lower() in _CONTENT_HEADERS]
+    lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() in _ON_HEADERS]
+    lines += [f"{TIMEOUT_HEADER}: {max(1, int(timeout * 1000))}", f"content-length: {len(call.body)}"]
     if backend.config.api_key is not None:
-        sent.append(("authorization", f"Bearer {backend.config.api_key.get_secret_value()}"))
-    return [(name.encode("latin-1"), value.encode("latin-1")) for name, value in sent]
+        lines.append(f"authorization: Bearer {backend.config.api_key.get_secret_value()}")
+    head = "\r\n".join([*lines, "", ""])
+    if head.count("\n") != len(lines) + 1 or head.count("\r") != len(lines) + 1 or "\0" in head:
+        raise AssertionError("a header for a backend holds the end of a line")
+    return head.encode("latin-1")
 
 
-async def _read(response: httpx.Response) -> bytes:
-    """The whole body as it came. Raises `AttemptFailed` where it is longer than `ANSWER_LIMIT`: it is cut off then."""
-    body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > ANSWER_LIMIT:
-            raise AttemptFailed("reset", response.status_code, retryable=False)
-    return bytes(body)
-
-
-def _filtered(headers: httpx.Headers) -> tuple[tuple[str, str], ...]:
-    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers.raw]
+def _filtered(fields: Sequence[Field]) -> tuple[tuple[str, str], ...]:
+    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
     named = ",".join(value for name, value in pairs if name.lower() == "connection").lower().split(",")
     dropped = _HOP_BY_HOP.union(_OWN, (name.strip() for name in named))
     return tuple(
@@ -250,15 +230,3 @@ def _filtered(headers: httpx.Headers) -> tuple[tuple[str, str], ...]:
         for name, value in pairs
         if name.lower() not in dropped and not name.lower().startswith(_OWN_PREFIX)
     )
-
-
-def _outcome(error: httpx.TransportError) -> Outcome:
-    match error:
-        case httpx.ConnectError():
-            return "refused"
-        case httpx.ConnectTimeout() | httpx.PoolTimeout():
-            return "connect_timeout"
-        case httpx.TimeoutException():
-            return "timeout"
-        case _:
-            return "reset"

@@ -5,6 +5,7 @@ import logging
 import re
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, TextIO
 
 import orjson
@@ -108,7 +109,12 @@ def _redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 def _secret(name: Any) -> bool:
-    return _text(name).lower().replace("-", "_") in _SECRET_KEYS
+    return _secret_name(name) if isinstance(name, str) else _secret_name(_text(name))
+
+
+@lru_cache(maxsize=1024)
+def _secret_name(name: str) -> bool:
+    return name.lower().replace("-", "_") in _SECRET_KEYS
 
 
 def _text(value: Any) -> str:

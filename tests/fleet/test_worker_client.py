@@ -46,7 +46,7 @@ async def client_for(*urls, **backend):
     try:
         yield client, registry.backends
     finally:
-        await connections.aclose()
+        connections.close()
 
 
 async def send(url, call=CALL, headers=None, within=20.0, **backend):
@@ -279,7 +279,7 @@ async def test_connections_to_backends_that_went_are_closed_and_others_kept():
     ):
         await client.send(R0, backends[0], CALL, {}, 20.0)
         await client.send(PermittedRegion("r1"), backends[1], CALL, {}, 20.0)
-        await client._connections.keep([backends[1]])
+        client._connections.keep([backends[1]])
         await asyncio.wait_for(gone.gone.wait(), 10)
         await client.send(PermittedRegion("r1"), backends[1], CALL, {}, 20.0)
         assert (kept.connections, kept.gone.is_set()) == (1, False)
