@@ -63,7 +63,7 @@ class Connection(asyncio.Protocol):
         self._limit = limit
         self._fields: list[Field] = []
         self._chunks: deque[bytes] = deque()
-        self._waiting = self._held = 0
+        self._status = self._waiting = self._held = 0
         self._fed = self._interim = 0
         self._until_close = self._begun = self._headed = self._whole = self._clean = self._paused = False
         self._fault: Exception | None = None
@@ -159,7 +159,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._whole:
-            self._clean = False
+            raise Broken("something follows the answer")
         self._fields = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -167,7 +167,7 @@ class Connection(asyncio.Protocol):
             self._fields.append((name, value))
 
     def on_headers_complete(self) -> None:
-        status = self._parser.get_status_code()
+        self._status = status = self._parser.get_status_code()
         if status == _SWITCHING:
             raise Broken("the server switches to another protocol")
         if status < 200:  # noqa: PLR2004 - interim
@@ -216,7 +216,7 @@ class Connection(asyncio.Protocol):
             self._wake()
             return
         body, self._chunks = b"".join(self._chunks), deque()
-        self._tell(Answer(self._parser.get_status_code(), self._fields, body))
+        self._tell(Answer(self._status, self._fields, body))
         self._finish()
 
     def _finish(self) -> None:
