@@ -230,6 +230,8 @@ class Connection(asyncio.Protocol):
             self.abort()  # nobody asked
 
     def eof_received(self) -> bool:
+        # Over TLS it is the end that the server signed: uvloop, on which the gateway runs, takes a bare end of TCP,
+        # which anyone on the way can send, for a loss. asyncio's own loop does not tell one from the other.
         self.open = False
         if self._exchange is not None:
             self._exchange.ended()
