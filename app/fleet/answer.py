@@ -142,6 +142,8 @@ class AnswerReader:
             if self._interim > INTERIM_LIMIT or self._framed:
                 raise Broken("interim answers without end, or with a body")
             return
+        # llhttp leaves the blanks behind a value, which are no part of it (RFC 9110, 5.5).
+        self.fields = [(name, value.rstrip(b" \t")) for name, value in self.fields]
         self.status, self.headed = status, True
         self.streamed = self._streams(status)
 
@@ -168,9 +170,10 @@ def _framed(fields: list[Field], version: str) -> bool:
     for name, value in fields:
         match name.lower():
             case b"content-length":
-                lengths.append(value.strip())
+                lengths.append(value.rstrip(b" \t"))
             case b"transfer-encoding":
-                codings.append(value.strip().lower())
+                # Exactly what llhttp takes for chunked: with a tab behind it, it would read on to the connection's end.
+                codings.append(value.rstrip(b" ").lower())
     if codings and (codings != [b"chunked"] or lengths or version == "1.0"):
         raise Broken("the answer's transfer coding is not plain chunked")
     if len(lengths) > 1 or (lengths and not lengths[0].isdigit()):

@@ -103,8 +103,12 @@ async def playing(script: Script, tls: ssl.SSLContext | None = None, host: str =
         finally:
             peer.open -= 1
             writer.close()
-            with suppress(ConnectionError, ssl.SSLError, asyncio.CancelledError):
+            try:
                 await writer.wait_closed()
+            except asyncio.CancelledError:
+                writer.transport.abort()
+            except (ConnectionError, ssl.SSLError):
+                pass
 
     server = await asyncio.start_server(connected, host, 0, ssl=tls)
     port = server.sockets[0].getsockname()[1]
