@@ -143,7 +143,7 @@ def _annotations(function: Function) -> set[str]:
 
 
 HTTP_CLIENTS = {
-    "app/fleet/worker_client.py": "sends a request's data, to permitted regions only",
+    "app/fleet/pool.py": "connects for the worker client, which sends a request's data, to permitted regions only",
     "app/fleet/prober.py": "asks a backend whether it is ready; sends nothing of a request",
     "app/audit/witness/witness.py": "asks other gateways for checkpoints; sends nothing but a log's name and size",
     "app/supervisor.py": "asks its own children whether they are ready",
@@ -159,6 +159,12 @@ def test_only_the_fleet_talks_to_backends() -> None:
         if last_name(call.func) in {"AsyncClient", "AsyncHTTPTransport", "open_connection", "create_connection"}
     ]
     assert others == []
+
+
+def test_only_the_worker_client_has_connections_to_backends() -> None:
+    """What takes a `PermittedRegion` would be worth little if others could have its connections."""
+    users = {name for name in SOURCES for node in found(name, ast.ImportFrom) if node.module == "app.fleet.pool"}
+    assert users == {"app/fleet/worker_client.py"}
 
 
 # --- a failure that nobody expected must reach the edge, where it is logged with its request and answered once.
@@ -346,7 +352,6 @@ def test_only_one_place_renders_errors() -> None:
 LONG_FILES = {"app/config.py": "one page that lists every setting"}
 LONG_FUNCTIONS = {
     "app/audit/record.py:decision": "one field of the record a line",
-    "app/api/kserve.py:routes": "the list of routes, a handler of a few lines each",
 }
 FILE_LINES, FUNCTION_LINES, MEDIAN_LINES = 300, 50, 12
 

@@ -1,266 +1,258 @@
-"""One HTTP/1.1 connection to a server that may be broken or hostile; it knows nothing of regions (RFC 9112).
+"""One HTTP/1.1 connection to a server, and the exchanges that it carries one after another; knows nothing of regions.
 
-Own code where httpx would do: a request through httpx and httpcore takes about fifty times as much of the processor
-(`benchmarks/gateway.py`). Parsing is left to llhttp, strict; what frames a message is looked at once more here, since
-two readers that disagree on where an answer ends are how one caller gets another's.
+Own code where httpx would do: most of what a request costs would go to httpx and httpcore
+(`benchmarks/upstream_client.py`). `Connection` is what outlives an exchange; `Exchange` belongs to one caller, who may
+still hold it when the connection has long been another's.
 """
 
 import asyncio
-from collections import deque
+import select
 from collections.abc import Callable
-from typing import Final, NamedTuple, cast
+from typing import Final, cast
 
-import httptools
+from app.fleet.answer import AnswerReader, Broken, Field, TooLong
 
-HEAD_LIMIT: Final = 64 << 10
-"""Bytes beside its body that an answer may have in heads and trailers; chunk framing may add sixteen times the body."""
-INTERIM_LIMIT: Final = 8
-"""Interim answers (1xx) before the one that counts."""
 HIGH_WATER, LOW_WATER = 256 << 10, 64 << 10
 """Bytes of a stream that wait for their reader: above the first the server is held back, below the second let on."""
-_SWITCHING: Final = 101
-_BODILESS: Final = frozenset({204, 304})
-_REFUSAL: Final = 400
-
-Field = tuple[bytes, bytes]
+_AT_ONCE: Final = 64 << 10
+"""Bytes of a body that leave together with their head, and of a stream that are read at once."""
 
 
-class Broken(Exception):
-    """The connection was lost, or the other side broke the protocol; `str()` says how."""
+class Late(Exception):
+    """The answer, or the next part of it, did not come in time."""
 
 
-class TooLong(Exception):
-    """The body is longer than whoever asked wants to hold."""
+class Exchange:
+    """One request and its answer. Whoever gives it up before its end calls `close`, which costs the connection.
 
-
-class Answer(NamedTuple):
-    """An answer's status, its fields as they came, and its body; None where that is read from the connection."""
-
-    status: int
-    fields: list[Field]
-    body: bytes | None
-
-
-class Connection(asyncio.Protocol):
-    """Carries one exchange at a time. `ended(self)` is called when one is over, and when the connection is lost.
-
-    `reusable` says then whether the next exchange may go over it: only after an answer that ended where it said, with
-    nothing behind it, to a request that had left whole.
+    Made by `Connection.exchange`, and awaited by one task at a time.
     """
 
-    def __init__(self, ended: Callable[["Connection"], None]) -> None:
-        self._ended = ended
-        self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[Answer] | None = None
-        self._wait: asyncio.Future[None] | None = None
-        self._open = False
-        self._reset(0, streams=False)
-        self._whole = True
+    __slots__ = ("_connection", "_fault", "_loop", "_paused", "_reader", "_ready", "_timer", "_told")
 
-    def _reset(self, limit: int, *, streams: bool) -> None:
-        self._parser = httptools.HttpResponseParser(self)
-        self._streams = streams
-        self._limit = limit
-        self._fields: list[Field] = []
-        self._chunks: deque[bytes] = deque()
-        self._status = self._waiting = self._held = 0
-        self._fed = self._interim = 0
-        self._until_close = self._begun = self._headed = self._whole = self._clean = self._paused = False
+    def __init__(self, connection: "Connection", reader: AnswerReader, deadline: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connection: Connection | None = connection
+        self._reader = reader
+        self._ready: asyncio.Future[None] = self._loop.create_future()
+        self._timer: asyncio.TimerHandle | None = self._loop.call_at(deadline, self._late)
         self._fault: Exception | None = None
+        self._paused = self._told = False
 
     @property
-    def reusable(self) -> bool:
-        """Whether another exchange may go over it."""
-        return self._open and self._whole and self._clean
+    def status(self) -> int:
+        return self._reader.status
 
-    def exchange(self, request: bytes, body: bytes, limit: int, *, streams: bool) -> asyncio.Future[Answer]:
-        """Send a request and give its answer, of at most `limit` bytes of body where it is held whole.
+    @property
+    def fields(self) -> list[Field]:
+        """As they came, without trailers."""
+        return self._reader.fields
 
-        Where it `streams`, an answer below 400 is given at its head, and `read` gives its body. The future ends in
-        `Broken` or `TooLong`; whoever gives it up calls `abort`.
+    @property
+    def streamed(self) -> bool:
+        """Whether `read` gives the body."""
+        return self._reader.streamed
+
+    async def answer(self) -> bytes:
+        """Wait for the answer, and give its body; b"" as soon as the head has come where it is `streamed`.
+
+        Raises `Broken`, `TooLong` and `Late`. Cancelling it closes the exchange.
         """
-        assert self._transport is not None  # noqa: S101 - connected by whoever made it
-        self._reset(limit, streams=streams)
-        self._answer = asyncio.get_running_loop().create_future()
-        self._transport.writelines((request, body))
-        return self._answer
+        try:
+            await self._ready
+        except asyncio.CancelledError:
+            self.close()
+            raise
+        if self._fault is not None:
+            raise self._fault
+        return b"" if self._reader.streamed else bytes(self._reader.body)
 
-    async def read(self) -> bytes:
-        """The next part of a stream, b"" at its end; raises `Broken` where it broke off."""
-        while not self._chunks:
-            if self._whole:
-                self._finish()
-                return b""
-            if self._fault is not None:
-                raise self._fault
-            self._wait = asyncio.get_running_loop().create_future()
+    async def read(self, patience: float) -> bytes:
+        """The next part of a stream, b"" at its end.
+
+        Raises `Broken` where it breaks off, and `Late` after `patience` seconds; what came before is given first.
+        Cancelling it closes the exchange.
+        """
+        body = self._reader.body
+        if not body and not self._reader.complete and self._fault is None:
+            self._ready = self._loop.create_future()
+            self._timer = self._loop.call_later(patience, self._late)
             try:
-                await self._wait
-            finally:
-                self._wait = None
-        chunk = self._chunks.popleft()
-        self._waiting -= len(chunk)
-        if self._paused and self._waiting <= LOW_WATER and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
+                await self._ready
+            except asyncio.CancelledError:
+                self.close()
+                raise
+        if not body and self._fault is not None:
+            raise self._fault
+        with memoryview(body) as waiting:
+            chunk = bytes(waiting[:_AT_ONCE])
+        del body[:_AT_ONCE]
+        if self._paused and len(body) < LOW_WATER:
+            self._hold(back=False)
         return chunk
 
     def close(self) -> None:
-        """Let go of a stream: where it has not come to its end, of the connection as well."""
-        if self._whole:
-            self._finish()
+        """Let go of it: where the answer has not ended, of the connection as well."""
+        self.fail(Broken("given up"))
+
+    def fail(self, error: Exception) -> None:
+        """End it, and the connection with it; nothing happens where it has ended."""
+        if self._connection is not None:
+            self._fault = error
+            self._over(reusable=False)
+
+    def fed(self, data: bytes) -> None:
+        """Take what the server says."""
+        reader = self._reader
+        try:
+            reader.feed(data)
+        except (Broken, TooLong) as error:
+            self.fail(error)
+            return
+        if reader.complete:
+            self._over(reusable=reader.clean)
+        elif reader.streamed and (reader.body or not self._told):
+            self._told = True
+            self._wake()
+            if len(reader.body) > HIGH_WATER and not self._paused:
+                self._hold(back=True)
+
+    def ended(self) -> None:
+        """The server says no more, which is how some answers end."""
+        try:
+            self._reader.end()
+        except Broken as error:
+            self.fail(error)
         else:
-            self.abort()
+            self._over(reusable=False)
+
+    def _over(self, *, reusable: bool) -> None:
+        connection, self._connection = self._connection, None
+        self._reader.release()
+        self._wake()
+        if connection is not None:
+            connection.over(reusable=reusable)
+
+    def _wake(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._ready.done():
+            self._ready.set_result(None)
+
+    def _late(self) -> None:
+        self._timer = None
+        self.fail(Late())
+
+    def _hold(self, *, back: bool) -> None:
+        if self._connection is not None:
+            self._paused = back
+            self._connection.hold(back=back)
+
+
+class Connection(asyncio.Protocol):
+    """Carries one exchange at a time; `over(self)` is called at the end of each, when it is `open` for another or not.
+
+    It closes itself where the server closes it, speaks unasked, or leaves an answer in doubt: only after an answer that
+    ended where it said, with nothing behind it, to a request that had left whole, may another exchange go over it.
+    """
+
+    def __init__(self, over: Callable[["Connection"], None]) -> None:
+        self._done = over
+        self._transport: asyncio.Transport | None = None
+        self._exchange: Exchange | None = None
+        self._unsent = memoryview(b"")
+        self._write_paused = self._reading_paused = False
+        self._heard = select.poll()
+        self.open = False
+
+    def exchange(self, head: bytes, body: bytes, deadline: float, reader: AnswerReader) -> Exchange:
+        """Send a request, and have its answer read; it ends in `Late` at `deadline`, a time of the loop's."""
+        assert self._exchange is None  # noqa: S101 - the pool gives it to one at a time
+        exchange = self._exchange = Exchange(self, reader, deadline)
+        if self._transport is None or not self.open:
+            exchange.fail(Broken("the server closed the connection as soon as it was made"))
+        elif len(body) <= _AT_ONCE:
+            self._transport.write(head + body)
+        else:
+            self._transport.write(head)
+            self._unsent = memoryview(body)
+            self._send()
+        return exchange
+
+    @property
+    def silent(self) -> bool:
+        """Whether it is open and nothing waits to be read: what the server sent unasked would pass for an answer.
+
+        The loop may not have come to it yet; hence the question to the kernel.
+        """
+        return self.open and not self._heard.poll(0)
 
     def abort(self) -> None:
-        """Close at once; an exchange that is under way ends in `Broken`."""
+        """Close at once, without a word; an exchange that is under way ends in `Broken`."""
+        self.open = False
         if self._transport is not None:
             self._transport.abort()
-        self._lost(Broken("given up"))
+        if self._exchange is not None:
+            self._exchange.fail(Broken("the connection was closed"))
+
+    def over(self, *, reusable: bool) -> None:
+        """Its exchange has ended."""
+        self._exchange = None
+        if not (reusable and self.open and self._sent()):
+            self.abort()
+        elif self._reading_paused:
+            self.hold(back=False)
+        self._unsent = memoryview(b"")
+        self._done(self)
+
+    def hold(self, *, back: bool) -> None:
+        """Stop reading from the server, or go on."""
+        if self._transport is None or not self.open or self._transport.is_closing():
+            return
+        self._reading_paused = back
+        if back:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's are no subclass
-        self._open = True
+        self._heard.register(transport.get_extra_info("socket").fileno(), select.POLLIN | select.POLLRDHUP)
+        self.open = True
 
     def data_received(self, data: bytes) -> None:
-        if self._whole or self._fault is not None:  # nobody asked: whatever it is, it is no answer
-            self._clean = False
-            self.abort()
-            return
-        self._fed += len(data)
-        try:
-            self._parser.feed_data(data)
-            self._bound()
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade, Broken) as error:
-            self._clean = False  # where the answer is whole by now, something that is none follows
-            if not self._has_come():
-                # What a callback of ours raises comes wrapped in an error of the parser's.
-                cause = error.__context__
-                self._fail(cause if isinstance(cause, Broken | TooLong) else Broken(f"no HTTP/1.1 answer: {error}"))
-                return
-        if self._has_come():
-            self._over()
-
-    def _has_come(self) -> bool:
-        return self._whole
+        if self._exchange is not None:
+            self._exchange.fed(data)
+        else:
+            self.abort()  # nobody asked
 
     def eof_received(self) -> bool:
-        if self._until_close and not self._whole:
-            self._whole = True
-            self._over()
+        # Over TLS it is the end that the server signed: uvloop, on which the gateway runs, takes a bare end of TCP,
+        # which anyone on the way can send, for a loss. asyncio's own loop does not tell one from the other.
+        self.open = False
+        if self._exchange is not None:
+            self._exchange.ended()
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._lost(Broken(f"the connection was lost: {error}" if error else "the server closed the connection"))
+        self.open = False
+        if self._exchange is not None:
+            self._exchange.fail(Broken(f"the connection was lost: {error}" if error else "the connection was lost"))
 
-    # What the parser calls.
+    def pause_writing(self) -> None:
+        self._write_paused = True
 
-    def on_message_begin(self) -> None:
-        if self._whole:
-            raise Broken("something follows the answer")
-        self._fields = []
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self._send()
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._headed:  # what comes later are trailers, which nobody asked for
-            self._fields.append((name, value))
+    def _sent(self) -> bool:
+        return not self._unsent and self._transport is not None and not self._transport.get_write_buffer_size()
 
-    def on_headers_complete(self) -> None:
-        self._status = status = self._parser.get_status_code()
-        if status == _SWITCHING:
-            raise Broken("the server switches to another protocol")
-        if status < 200:  # noqa: PLR2004 - interim
-            self._interim += 1
-            if self._interim > INTERIM_LIMIT:
-                raise Broken("too many interim answers")
-            return
-        self._headed = True
-        self._until_close = _framed_by_its_end(status, self._fields, self._parser.get_http_version())
-        if self._streams and status < _REFUSAL:
-            self._tell(Answer(status, self._fields, None))
-        else:
-            self._streams = False
-
-    def on_body(self, data: bytes) -> None:
-        self._held += len(data)
-        self._chunks.append(data)
-        if not self._streams:
-            if self._held > self._limit:
-                raise TooLong
-            return
-        self._waiting += len(data)
-        self._wake()
-        if self._waiting > HIGH_WATER and not self._paused and self._transport is not None:
-            self._paused = True
-            self._transport.pause_reading()
-
-    def on_message_complete(self) -> None:
-        if self._headed and not self._whole:
-            self._whole = True
-            unsent = self._transport is None or self._transport.get_write_buffer_size() > 0
-            self._clean = self._parser.should_keep_alive() and not self._until_close and not unsent
-
-    # What follows from it.
-
-    def _bound(self) -> None:
-        if self._fed - self._held > HEAD_LIMIT + 16 * self._held:
-            raise Broken("too much beside the body")
-
-    def _over(self) -> None:
-        """The answer has come whole: what is not streamed is given now; a stream is to be read to its end first."""
-        if self._paused and self._transport is not None:
-            self._paused = False
-            self._transport.resume_reading()
-        if self._streams:
-            self._wake()
-            return
-        body, self._chunks = b"".join(self._chunks), deque()
-        self._tell(Answer(self._status, self._fields, body))
-        self._finish()
-
-    def _finish(self) -> None:
-        if not self.reusable and self._transport is not None:
-            self._transport.abort()
-        self._chunks = deque()
-        self._ended(self)
-
-    def _fail(self, error: Exception) -> None:
-        self._fault = error
-        if self._transport is not None:
-            self._transport.abort()
-        self._lost(error)
-
-    def _lost(self, error: Exception) -> None:
-        was_open, self._open = self._open, False
-        if not self._whole and self._fault is None:
-            self._fault = error
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(self._fault or error)
-        self._wake()
-        if was_open:
-            self._ended(self)
-
-    def _tell(self, answer: Answer) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(answer)
-
-    def _wake(self) -> None:
-        if self._wait is not None and not self._wait.done():
-            self._wait.set_result(None)
-
-
-def _framed_by_its_end(status: int, fields: list[Field], version: str) -> bool:
-    """Whether the body ends where the connection does; raises `Broken` for framing that may be read in two ways."""
-    lengths, codings = [], []
-    for name, value in fields:
-        match name.lower():
-            case b"content-length":
-                lengths.append(value.strip())
-            case b"transfer-encoding":
-                codings.append(value.strip().lower())
-    if codings and (codings != [b"chunked"] or lengths or version == "1.0"):
-        raise Broken("the answer's transfer coding is not plain chunked")
-    if len(lengths) > 1 or (lengths and not lengths[0].isdigit()):
-        raise Broken("the answer has no single length")
-    return not codings and not lengths and status not in _BODILESS
+    def _send(self) -> None:
+        while self._unsent and self._transport is not None and not self._write_paused:
+            part, self._unsent = self._unsent[:_AT_ONCE], self._unsent[_AT_ONCE:]
+            self._transport.write(part)

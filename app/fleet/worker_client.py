@@ -1,6 +1,7 @@
 """The only code that sends a request's data to a region, and only to one that the residency decision permitted."""
 
 import asyncio
+import re
 import ssl
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,8 +10,9 @@ from typing import Final, Self
 from urllib.parse import quote
 
 from app.config import HealthSettings
+from app.fleet.answer import AnswerReader, Broken, Field, TooLong
 from app.fleet.backend import BackendState, Condition
-from app.fleet.http1 import Answer, Broken, Connection, Field, TooLong
+from app.fleet.http1 import Connection, Exchange, Late
 from app.fleet.pool import Pool
 from app.policy.retry import Outcome, retryable
 from app.types import Call, PermittedRegion
@@ -54,6 +56,8 @@ _OWN: Final = frozenset(
 )
 """The gateway's words, which no backend can say for it; with the prefix, its limits."""
 _OWN_PREFIX: Final = "x-ratelimit-"
+_DROPPED: Final = _HOP_BY_HOP | _OWN
+_UNSENDABLE: Final = re.compile("[\x00\r\n]|[^\x00-\xff]")
 
 
 class AttemptFailed(Exception):
@@ -73,14 +77,14 @@ class AttemptFailed(Exception):
 
 
 class UpstreamStream(AsyncIterator[bytes]):
-    """A streamed answer, chunk by chunk as it comes; `aclose` at any time closes the connection to the backend.
+    """A streamed answer as it comes; `aclose` at any time closes the connection to the backend, but after the end.
 
     Iterating raises `AttemptFailed` (never retryable) when the backend breaks off, or is silent for `patience` seconds.
+    Cancelling whoever waits for the next part closes it.
     """
 
-    def __init__(self, connection: Connection, status: int, patience: float) -> None:
-        self._connection = connection
-        self._status = status
+    def __init__(self, exchange: Exchange, patience: float) -> None:
+        self._exchange = exchange
         self._patience = patience
 
     def __aiter__(self) -> Self:
@@ -88,18 +92,17 @@ class UpstreamStream(AsyncIterator[bytes]):
 
     async def __anext__(self) -> bytes:
         try:
-            async with asyncio.timeout(self._patience):
-                chunk = await self._connection.read()
-        except TimeoutError as error:
-            raise AttemptFailed("timeout", self._status, retryable=False) from error
+            chunk = await self._exchange.read(self._patience)
+        except Late as error:
+            raise AttemptFailed("timeout", self._exchange.status, retryable=False) from error
         except Broken as error:
-            raise AttemptFailed("reset", self._status, retryable=False) from error
+            raise AttemptFailed("reset", self._exchange.status, retryable=False) from error
         if not chunk:
             raise StopAsyncIteration
         return chunk
 
     async def aclose(self) -> None:
-        self._connection.close()
+        self._exchange.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +123,7 @@ class Connections:
 
     def __init__(self) -> None:
         self._trust = ssl.create_default_context()
+        self._trust.set_alpn_protocols(["http/1.1"])
         self._pools: dict[Condition, Pool] = {}
 
     def pool(self, backend: BackendState) -> Pool:
@@ -167,47 +171,55 @@ class WorkerClient:
         """
         if backend.region != region:
             raise AssertionError(f"a request permitted in {region} was about to leave for {backend.region}")
+        deadline = asyncio.get_running_loop().time() + timeout
         pool = self._connections.pool(backend)
         head = _head(pool, backend, call, headers, timeout)
+        connection = await self._connection(pool, timeout)
+        reader = AnswerReader(ANSWER_LIMIT, _below_400 if call.stream else _redirects)
+        exchange = connection.exchange(head, call.body, deadline, reader)
         try:
-            async with asyncio.timeout(timeout):
-                connection = await self._connection(pool, timeout)
-                try:
-                    answer = await connection.exchange(head, call.body, ANSWER_LIMIT, streams=call.stream)
-                except asyncio.CancelledError:
-                    connection.abort()
-                    raise
-        except TimeoutError as error:
+            body = await exchange.answer()
+        except Late as error:
             raise AttemptFailed("timeout", retryable=False) from error
         except Broken as error:
             raise AttemptFailed("reset", retryable=retryable("reset", None)) from error
         except TooLong as error:
-            raise AttemptFailed("reset", retryable=False) from error
-        return _reply(answer, connection, timeout)
+            raise AttemptFailed("reset", error.status, retryable=False) from error
+        return _reply(exchange, body, timeout)
 
     async def _connection(self, pool: Pool, left: float) -> Connection:
         try:
             return await pool.connection(min(left, self._connect))
         except TimeoutError as error:
-            raise AttemptFailed("connect_timeout", retryable=retryable("connect_timeout", None)) from error
+            outcome: Outcome = "connect_timeout" if self._connect < left else "timeout"
+            raise AttemptFailed(outcome, retryable=retryable(outcome, None)) from error
         except OSError as error:
             raise AttemptFailed("refused", retryable=retryable("refused", None)) from error
 
 
-def _reply(answer: Answer, connection: Connection, patience: float) -> UpstreamReply:
-    status = answer.status
-    if HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST:
-        connection.close()
+def _below_400(status: int) -> bool:
+    return status < HTTPStatus.BAD_REQUEST
+
+
+def _redirects(status: int) -> bool:
+    return HTTPStatus.MULTIPLE_CHOICES <= status < HTTPStatus.BAD_REQUEST
+
+
+def _reply(exchange: Exchange, body: bytes, patience: float) -> UpstreamReply:
+    """Raises `AttemptFailed` for a redirect, whose body nobody waits for, and for a fault of the backend."""
+    status = exchange.status
+    if _redirects(status):
+        exchange.close()
         raise AttemptFailed("redirect", status, retryable=retryable("redirect", status))
-    if answer.body is None:
-        return UpstreamReply(status, _filtered(answer.fields), UpstreamStream(connection, status, patience))
+    if exchange.streamed:
+        return UpstreamReply(status, _filtered(exchange.fields), UpstreamStream(exchange, patience))
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-        raise AttemptFailed("status", status, answer.body, retryable=retryable("status", status))
-    return UpstreamReply(status, _filtered(answer.fields), answer.body)
+        raise AttemptFailed("status", status, body, retryable=retryable("status", status))
+    return UpstreamReply(status, _filtered(exchange.fields), body)
 
 
 def _head(pool: Pool, backend: BackendState, call: Call, headers: Mapping[str, str], timeout: float) -> bytes:
-    """The request's head; raises AssertionError rather than send a value that would end a line of it."""
+    """The request's head; raises AssertionError rather than send what would end a line of it, or is not latin-1."""
     path = pool.path + quote(call.path, safe="/%:@!$&'()*+,;=~")
     lines = [f"POST {path} HTTP/1.1", f"host: {pool.netloc}", "user-agent: tidegate", "accept-encoding: identity"]
     lines += [f"{name}: {value}" for name, value in call.headers if name.lower() in _CONTENT_HEADERS]
@@ -215,18 +227,16 @@ def _head(pool: Pool, backend: BackendState, call: Call, headers: Mapping[str, s
     lines += [f"{TIMEOUT_HEADER}: {max(1, int(timeout * 1000))}", f"content-length: {len(call.body)}"]
     if backend.config.api_key is not None:
         lines.append(f"authorization: Bearer {backend.config.api_key.get_secret_value()}")
-    head = "\r\n".join([*lines, "", ""])
-    if head.count("\n") != len(lines) + 1 or head.count("\r") != len(lines) + 1 or "\0" in head:
-        raise AssertionError("a header for a backend holds the end of a line")
-    return head.encode("latin-1")
+    if any(map(_UNSENDABLE.search, lines)):
+        raise AssertionError("a header for a backend holds what no header may hold")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
 
 
 def _filtered(fields: Sequence[Field]) -> tuple[tuple[str, str], ...]:
-    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
-    named = ",".join(value for name, value in pairs if name.lower() == "connection").lower().split(",")
-    dropped = _HOP_BY_HOP.union(_OWN, (name.strip() for name in named))
+    named = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
+    lowered = [(name.lower(), name, value) for name, value in named]
+    about = [value for lower, _, value in lowered if lower == "connection"]
+    dropped = _DROPPED.union(name.strip() for name in ",".join(about).lower().split(",")) if about else _DROPPED
     return tuple(
-        (name, value)
-        for name, value in pairs
-        if name.lower() not in dropped and not name.lower().startswith(_OWN_PREFIX)
+        (name, value) for lower, name, value in lowered if lower not in dropped and not lower.startswith(_OWN_PREFIX)
     )
