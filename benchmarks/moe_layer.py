@@ -67,10 +67,10 @@ def budget_for(config: MoEConfig, count: float) -> float:
 INFERENCE, TRAINING = MoEConfig.for_inference(), MoEConfig.for_training()
 ENCODER = MoEConfig(
     width=384,
-    hidden=96,
-    experts=16,
+    hidden=192,
+    experts=8,
     min_experts=0,
-    max_experts=16,
+    max_experts=8,
     gate="unit",
     scorer="norm",
     rule="sequence_budget",
@@ -78,7 +78,7 @@ ENCODER = MoEConfig(
 SHAPES: Final = {
     "768/8/1-3": Shape(INFERENCE, [budget_for(INFERENCE, count) for count in (1, 2, 3)]),
     "1024/16/2-8": Shape(TRAINING, [budget_for(TRAINING, count) for count in (2, 4, 8)]),
-    "384/16/encoder": Shape(ENCODER, [0.25, 0.5]),
+    "384/8/encoder": Shape(ENCODER, [0.25, 0.5]),
 }
 
 
