@@ -71,8 +71,14 @@ def faults(upstreams: dict[str, Upstream], draw: random.Random) -> list[Answer]:
     ]
 
 
-async def storm(upstreams: dict[str, Upstream], over: asyncio.Event, draw: random.Random) -> Counter[str]:
-    """Change one region after another until it is over, and leave all of them well."""
+async def storm(
+    upstreams: dict[str, Upstream], over: asyncio.Event, draw: random.Random, answered: Counter[int]
+) -> Counter[str]:
+    """Change one region after another until it is over, and leave all of them well.
+
+    The next change waits for some requests, or a fifth of a second where they hang: paced by the clock alone, a faster
+    gateway would see less of it.
+    """
     seen: Counter[str] = Counter()
     dead: set[str] = set()
     while not over.is_set():
@@ -88,7 +94,11 @@ async def storm(upstreams: dict[str, Upstream], over: asyncio.Event, draw: rando
         else:
             region.answer = draw.choice(faults(upstreams, draw))
             seen[getattr(region.answer, "__name__", "answer")] += 1
-        await asyncio.sleep(draw.uniform(0.02, 0.2))
+        due = answered.total() + draw.randrange(1, 8)
+        for _ in range(20):
+            await asyncio.sleep(0.01)
+            if over.is_set() or answered.total() >= due:
+                break
     for name in dead:
         await upstreams[name].server.revive()
     return seen
@@ -194,7 +204,7 @@ async def test_no_request_strays(tmp_path: Path) -> None:
         calm, rest = iter(range(REQUESTS // 10)), iter(range(REQUESTS // 10, REQUESTS))
         await asyncio.gather(*(client(calm) for _ in range(CLIENTS)))  # so that every region has been reached once
         over = asyncio.Event()
-        weather = asyncio.create_task(storm(edge.upstreams, over, draw))
+        weather = asyncio.create_task(storm(edge.upstreams, over, draw, statuses))
         await asyncio.gather(*(client(rest) for _ in range(CLIENTS)))
         over.set()
         seen = await weather
