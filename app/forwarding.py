@@ -1,6 +1,7 @@
 """Attempts: the ranked regions in turn, within deadline, breaker and retry budget, and never outside what is ranked."""
 
 import asyncio
+import hashlib
 import random
 import time
 from collections.abc import Hashable, Sequence
@@ -21,6 +22,7 @@ from app.fleet.worker_client import AttemptFailed, UpstreamReply, WorkerClient
 from app.policy.retry import Budget, delay
 from app.telemetry.metrics import Metrics
 from app.types import Call, PermittedRegion
+from regions.wire import OWNER_HEADER, REQUEST_ID_HEADER
 
 log = structlog.get_logger("tidegate.forwarding")
 
@@ -133,7 +135,7 @@ class Forwarder:
         outcome, status, failed, seconds, kind, streams = "cancelled", None, False, None, None, False
         try:
             with exchange.timed("upstream"):
-                reply = await self._client.send(region, backend, call, _passed_on(exchange), left)
+                reply = await self._client.send(region, backend, call, _passed_on(exchange, backend), left)
                 await _check_kind(call, reply)
             outcome, status = "answered", reply.status
             seconds = time.monotonic() - started
@@ -182,8 +184,11 @@ def _shed(failure: AttemptFailed) -> bool:
     return failure.status == _SERVICE_UNAVAILABLE and b"overloaded" in (failure.body or b"")
 
 
-def _passed_on(exchange: Exchange) -> dict[str, str]:
-    headers = {"x-request-id": exchange.request_id}
+def _passed_on(exchange: Exchange, backend: BackendState) -> dict[str, str]:
+    headers = {REQUEST_ID_HEADER: exchange.request_id}
+    if exchange.principal is not None and backend.config.protocol == "tidegate":
+        tenant = exchange.principal.tenant.id.encode()
+        headers[OWNER_HEADER] = hashlib.blake2b(tenant, digest_size=16).hexdigest()
     if exchange.traceparent:
         headers["traceparent"] = exchange.traceparent
         state = exchange.head.headers.get("tracestate", "")

@@ -26,6 +26,7 @@ from regions.tensors import Tensor, parameters_of, read_tensor, read_texts, stri
 __all__ = [
     "HEADER_LENGTH",
     "MAX_DEPTH",
+    "OWNER_HEADER",
     "REQUEST_ID_HEADER",
     "TIMEOUT_HEADER",
     "Fault",
@@ -49,6 +50,8 @@ __all__ = [
 
 TIMEOUT_HEADER = "x-request-timeout-ms"
 REQUEST_ID_HEADER = "x-request-id"
+OWNER_HEADER = "x-tidegate-owner"
+"""Whose request it is, a digest of the tenant's id: what a worker keeps of one tenant answers no other."""
 HEADER_LENGTH = "inference-header-content-length"
 
 MAX_DEPTH = 64

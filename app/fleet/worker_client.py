@@ -16,11 +16,11 @@ from app.fleet.http1 import Connection, Exchange, Late
 from app.fleet.pool import Pool
 from app.policy.retry import Outcome, retryable
 from app.types import Call, PermittedRegion
-from regions.wire import HEADER_LENGTH, REQUEST_ID_HEADER, TIMEOUT_HEADER
+from regions.wire import HEADER_LENGTH, OWNER_HEADER, REQUEST_ID_HEADER, TIMEOUT_HEADER
 
 ANSWER_LIMIT: Final = 64 << 20
 """Bytes of an answer that is held in memory whole."""
-_ON_HEADERS: Final = frozenset({REQUEST_ID_HEADER, "traceparent", "tracestate"})
+_ON_HEADERS: Final = frozenset({REQUEST_ID_HEADER, OWNER_HEADER, "traceparent", "tracestate"})
 _CONTENT_HEADERS: Final = frozenset({"content-type", "content-encoding", "accept", HEADER_LENGTH})
 _HOP_BY_HOP: Final = frozenset(
     {

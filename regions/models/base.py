@@ -9,12 +9,16 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One input, ready to run. Items share a forward only when their `group` is equal; `cost` is in tokens."""
+    """One input, ready to run. Items share a forward only when their `group` is equal; `cost` is in tokens.
+
+    What a model keeps of an item answers only items of the same `owner`.
+    """
 
     payload: Any
     cost: int
     group: Hashable
     truncated: bool = False
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,8 @@ CACHE_BYTES = 256 * 2**20
 class DynamicMoE:
     """A layer of the profile's size with seeded weights.
 
-    Answers are kept for tensors that come again, unless the fallback gave them: `config.cache_entries` of them at most.
+    Answers are kept for tensors that come again from the same owner, unless the fallback gave them:
+    `config.cache_entries` of them at most.
     """
 
     name = "dynamic-moe"
@@ -134,8 +135,9 @@ class DynamicMoE:
 
 
 def _key(item: Item) -> bytes:
-    """Of the tokens and the budget: the layer is a function of these alone."""
-    return hashlib.blake2b(item.payload.tobytes() + repr(item.group).encode(), digest_size=32).digest()
+    """Of the tokens and the budget, which the layer is a function of, and of whose they are."""
+    whose = repr((item.group, item.owner)).encode()
+    return hashlib.blake2b(item.payload.tobytes() + whose, digest_size=32).digest()
 
 
 def config_for(profile: Literal["inference", "training"], fallback: Fallback) -> MoEConfig:

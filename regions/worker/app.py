@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from regions.models.base import ServedModel
-from regions.wire import HEADER_LENGTH, REQUEST_ID_HEADER, TIMEOUT_HEADER, Fault, read_count
+from regions.wire import HEADER_LENGTH, OWNER_HEADER, REQUEST_ID_HEADER, TIMEOUT_HEADER, Fault, read_count
 from regions.worker.jobs import Job
 from regions.worker.kserve import read_inference
 from regions.worker.openai import list_models, read_embeddings
@@ -116,7 +116,8 @@ def _inference(serving: Serving) -> list[Route]:
         def read(body: bytes, left: Callable[[], bool]) -> Job:
             header = request.headers.get(HEADER_LENGTH)
             length = None if header is None else read_count(header, header=HEADER_LENGTH)
-            return read_inference(body, length, _model(request, serving), serving.budgets, left)
+            job = read_inference(body, length, _model(request, serving), serving.budgets, left)
+            return job.on_behalf_of(request.headers.get(OWNER_HEADER, "")[:_LONGEST_ID])
 
         return await _serve(request, serving, read)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -45,6 +45,10 @@ class Inference:
     version: str
     truncate: bool
     budget: Budget
+
+    def on_behalf_of(self, owner: str) -> Self:
+        """The same for one owner: what is kept of it answers no other."""
+        return replace(self, items=[replace(item, owner=owner) for item in self.items])
 
     def answer(self, outcomes: Sequence[Outcome]) -> Answer:
         wanted = self.request.outputs or [RequestedOutput(name, {}) for name in outcomes[0].arrays]

@@ -1,10 +1,14 @@
 """The cache as a caller sees it through a real gateway."""
 
 import asyncio
+import hashlib
+import json
 from pathlib import Path
 
+from regions.wire import OWNER_HEADER
 from tests.fleet.servers import reply
 from tests.running import EMBEDDING, Running, running
+from tests.running import gateway as started
 
 
 async def status(gateway: Running, text: str, control: str) -> tuple[int, str | None]:
@@ -66,3 +70,38 @@ async def test_sampled_answers_are_computed_anew(tmp_path: Path) -> None:
             await gateway.client.post("/v1/chat/completions", json=chat)
             again = await gateway.client.post("/v1/chat/completions", json=chat)
             assert again.headers["X-Cache-Status"] == second
+
+
+async def test_a_worker_is_told_whose_request_it_is_and_no_other_server(tmp_path: Path) -> None:
+    """What it keeps of one tenant must answer no other; a digest tells tenants apart and names none."""
+    keys = ("first-key", "second-key")
+    tenants = [
+        {
+            "id": f"tenant-{number}",
+            "keys": ["sha256:" + hashlib.sha256(key.encode()).hexdigest()],
+            "scopes": ["infer"],
+            "subject": "US",
+        }
+        for number, key in enumerate(keys)
+    ]
+    async with running(tmp_path, "us-east", tenants=tenants) as gateway:
+        owners = [await _owner(gateway, key) for key in (*keys, keys[0])]
+        assert owners == [None] * 3
+        file = tmp_path / "tidegate.yaml"
+        changed = json.loads(file.read_text())
+        for backend in changed["regions"][0]["backends"]:
+            backend["protocol"] = "tidegate"
+        (tmp_path / "worker").mkdir()
+        other = tmp_path / "worker" / "tidegate.yaml"
+        other.write_text(json.dumps(changed))
+        async with started(tmp_path / "worker", other) as workers:
+            workers.upstreams = gateway.upstreams
+            first, second, again = [await _owner(workers, key) for key in (*keys, keys[0])]
+    assert first == again != second
+    assert len(first or "") == len(second or "") == 32
+
+
+async def _owner(gateway: Running, key: str) -> str | None:
+    answer = await gateway.embed("hello", Authorization=f"Bearer {key}", Cache_Control="no-store")
+    assert answer.status_code == 200, answer.text
+    return gateway.upstreams["us-east"].posts[-1].headers.get(OWNER_HEADER)

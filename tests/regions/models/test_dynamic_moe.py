@@ -80,6 +80,16 @@ def test_a_tensor_that_comes_again_is_not_computed_again():
     assert twins.flops == twins.outcomes[0].arrays["flops"].sum() == twins.outcomes[1].arrays["flops"].sum()
 
 
+def test_what_is_kept_of_one_owner_answers_no_other(model):
+    def flops(owner):
+        item = model.prepare_tensor(values(3, seed=7), name="hidden_states", budget=None)
+        return model.forward([replace(item, owner=owner)]).flops
+
+    assert flops("a") > 0
+    assert flops("a") == 0
+    assert flops("b") > 0
+
+
 def test_kept_answers_are_bounded_in_number_and_size():
     config = replace(MoEConfig.for_inference(), cache_entries=2)
     model = DynamicMoE(config)

@@ -20,6 +20,7 @@ import tritonclient.http as triton
 
 from regions.models.minilm import MiniLM
 from regions.models.source import find_text_model
+from regions.wire import OWNER_HEADER
 from tests.regions.fakes import until
 from tests.regions.worker.processes import ROOT, Process, Worker, started
 
@@ -136,6 +137,24 @@ def test_unsound_tensors_are_refused(worker: Worker) -> None:
     headers = {"inference-header-content-length": str(len(head))}
     response = worker.post("/v2/models/dynamic-moe/infer", head + raw, **headers)
     assert fault(response) == (400, "invalid_request", "tensor_not_finite")
+
+
+def test_an_answer_that_is_kept_of_one_owner_is_computed_again_for_another(worker: Worker) -> None:
+    tensor = {"name": "hidden_states", "shape": [1, 768], "datatype": "FP32", "data": [0.125] * 768}
+
+    def computed(owner: str) -> float:
+        def flops() -> float:
+            counted = worker.client.get("/metrics.json").json()["tidegate_worker_flops_total"]
+            return sum(entry["value"] for entry in counted if entry["labels"]["model"] == "dynamic-moe")
+
+        before = flops()
+        body = {"inputs": [tensor]}
+        worker.post("/v2/models/dynamic-moe/infer", body, **{OWNER_HEADER: owner}).raise_for_status()
+        return flops() - before
+
+    assert computed("a") > 0
+    assert computed("a") == 0
+    assert computed("b") > 0
 
 
 def test_texts_that_cannot_be_embedded_are_refused(worker: Worker) -> None:
