@@ -18,12 +18,12 @@ What `layer` took on one thread of a shared AVX-512 machine with bfloat16 instru
     768/8, 1024        0.25   0.32   0.44      384/8/encoder, 1024      0.50   0.62   0.77
     768/8, 1024        0.38   0.48   0.64      384/8/encoder, 4096      0.25   0.30   0.40
 
-With 16 tokens all experts at once are faster. In bfloat16 the products are so fast that the rest shows: of the 15.3 ms of
-384/8/encoder at 4,096 tokens and 0.50, products take 12.5 (192 features run within a tenth of the dense layer's rate),
-scores and choice 0.9, the gathering, joining and summing of rows 0.8. With 16 experts of 96 features products run at 80%
-of the dense rate, and rows take 20% of the time. At 4,096 tokens and 0.50 the layer needs memory that malloc does not
-hand back in between, else fresh pages add a fifth. Tried, and no gain: experts side by side on threads, one matrix
-product into a shared result, parts of 512 tokens, dense products with a mask between.
+With 16 tokens all experts at once are faster. In bfloat16 the products are so fast that the rest shows: of the 15.3 ms
+of 384/8/encoder at 4,096 tokens and 0.50, products take 12.5 (192 features run within a tenth of the dense layer's
+rate), scores and choice 0.9, the gathering, joining and summing of rows 0.8. With 16 experts of 96 features products
+run at 80% of the dense rate, and rows take 20% of the time. At 4,096 tokens and 0.50 the layer needs memory that malloc
+does not hand back in between, else fresh pages add a fifth. Tried, and no gain: experts side by side on threads, one
+matrix product into a shared result, parts of 512 tokens, dense products with a mask between.
 """
 
 import argparse
