@@ -30,10 +30,13 @@ class Principal:
 
 
 class KeyRing:
-    """All keys of a configuration, found by digest, so that no comparison depends on the key's own bytes."""
+    """All keys of a configuration, found by the start of their digest, which no caller can steer by a key's bytes."""
 
     def __init__(self, tenants: Iterable[Tenant]) -> None:
-        self._tenants = {key.removeprefix("sha256:"): tenant for tenant in tenants for key in tenant.keys}
+        digests = ((key.removeprefix("sha256:"), tenant) for tenant in tenants for key in tenant.keys)
+        self._principals: dict[str, list[tuple[str, Principal]]] = {}
+        for digest, tenant in digests:
+            self._principals.setdefault(digest[:8], []).append((digest, Principal(tenant, digest[:8])))
 
     def authenticate(self, headers: Fields) -> Principal:
         """The principal of the key in Authorization, x-api-key or api-key.
@@ -44,9 +47,9 @@ class KeyRing:
         if key is None:
             raise Unauthenticated(headers={"WWW-Authenticate": 'Bearer realm="tidegate"'})
         digest = hashlib.sha256(key.encode("latin-1", "replace")).hexdigest()
-        for known, tenant in self._tenants.items():
+        for known, principal in self._principals.get(digest[:8], ()):
             if hmac.compare_digest(known, digest):
-                return Principal(tenant, digest[:8])
+                return principal
         raise Unauthenticated(
             "wrong_key", headers={"WWW-Authenticate": 'Bearer realm="tidegate", error="invalid_token"'}
         )

@@ -17,7 +17,7 @@ from app.forwarding import Forwarded, Forwarder
 from app.limiting import Limiter
 from app.policy.cache_control import parse
 from app.policy.explain import route_reason
-from app.recorder import Recorder, to_the_end
+from app.recorder import Recorder
 from app.shapes import in_shape
 from app.sse import EndOfStream
 from app.stores.base import CacheStore
@@ -69,7 +69,7 @@ class Delivery:
             headers["content-type"] = "application/json"
         else:
             self._settle(exchange, call, body)
-        await to_the_end(self._complete(exchange, forwarded, outcome, len(body)))
+        await self._complete(exchange, forwarded, outcome, len(body))
         if key is not None and reply.status == HTTPStatus.OK and not _for_now(reply):
             now = time.monotonic()
             self._cache.put(key, CacheEntry(forwarded.region, reply.status, tuple(headers.items()), body, now), now)
@@ -105,7 +105,7 @@ class Delivery:
         finally:
             held.close()
             self._forwarder.ended(forwarded, failed=outcome == "failed")
-            await to_the_end(self._end(exchange, forwarded, body, outcome, size))
+            await self._end(exchange, forwarded, body, outcome, size)
 
     async def _complete(self, exchange: Exchange, forwarded: Forwarded, outcome: CompletionOutcome, size: int) -> None:
         await self._recorder.completed(exchange, outcome, forwarded.reply.status, region=forwarded.region, size=size)

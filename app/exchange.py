@@ -1,14 +1,14 @@
 """One request being answered: what is known of it so far, from its first header to its last byte."""
 
+import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from app.access import Principal
 from app.audit.record import Attempt, Record
-from app.types import Caller, Decision, Head, Question, Wire
+from app.types import Caller, Decision, Head, PermittedRegion, Question, Wire
 
 CLIENT_CLOSED = 499
 """The status recorded where the client left before its answer (nginx's convention)."""
@@ -39,6 +39,9 @@ class Exchange:
     prefer: tuple[str, ...] = ()
     subject_id: str | None = None
     decision: Decision | None = None
+    ranked: Sequence[PermittedRegion] = ()
+    """The permitted regions that were up at `ranked_at`, best first."""
+    ranked_at: float = -math.inf
     model: str | None = None
     bytes_in: int = 0
     body_read: bool = False
@@ -66,13 +69,9 @@ class Exchange:
     def elapsed(self) -> float:
         return time.monotonic() - self.started
 
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        start = time.monotonic()
-        try:
-            yield
-        finally:
-            self.timings[stage] = self.timings.get(stage, 0.0) + time.monotonic() - start
+    def spent(self, stage: str, since: float) -> None:
+        """Add the time from `since` (of `time.monotonic`) to a stage's."""
+        self.timings[stage] = self.timings.get(stage, 0.0) + time.monotonic() - since
 
     def server_timing(self) -> str:
         """Server-Timing header: https://www.w3.org/TR/server-timing/, durations in milliseconds."""

@@ -134,9 +134,8 @@ class Forwarder:
         self._registry.started(backend)
         outcome, status, failed, seconds, kind, streams = "cancelled", None, False, None, None, False
         try:
-            with exchange.timed("upstream"):
-                reply = await self._client.send(region, backend, call, _passed_on(exchange, backend), left)
-                await _check_kind(call, reply)
+            reply = await self._client.send(region, backend, call, _passed_on(exchange, backend), left)
+            await _check_kind(call, reply)
             outcome, status = "answered", reply.status
             seconds = time.monotonic() - started
             streams = not isinstance(reply.body, bytes)
@@ -152,6 +151,7 @@ class Forwarder:
         finally:
             if not streams:
                 self._registry.finished(backend, failed, seconds, kind)
+            exchange.spent("upstream", started)
             exchange.attempts.append(Attempt(region, outcome, status))
             self._metrics.attempt(region, outcome, time.monotonic() - started)
 

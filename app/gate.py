@@ -1,11 +1,12 @@
 """The outermost layer, pure ASGI: request id, language, deadline of the body, and everything that headers decide."""
 
 import asyncio
+import random
 import re
 import time
-import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 import structlog
@@ -88,8 +89,11 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, _brief(send))
             return
-        with self._current.request() as serving:
-            await self._answer(serving, scope, receive, send)
+        term = self._current.begin()
+        try:
+            await self._answer(term.serving, scope, receive, send)
+        finally:
+            self._current.end(term)
 
     async def _answer(self, serving: Serving, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = self._open(scope)
@@ -118,7 +122,7 @@ class Gate:
         client = scope.get("client")
         return Exchange(
             head=Head(scope["method"], scope["path"], headers, client[0] if client else None),
-            request_id=request_id(headers) or uuid.uuid4().hex,
+            request_id=request_id(headers) or f"{random.getrandbits(128):032x}",
             traceparent=traceparent(headers),
             wire=wire_of(scope["path"]),
             language=self._translator.negotiate(", ".join(headers.getlist("accept-language")) or None),
@@ -130,14 +134,15 @@ class Gate:
         limit, posted = gateway.settings.gateway.body_limit, exchange.head.method == "POST"
         inference = self._inference.has(path)
         try:
-            with exchange.timed("gate"):
-                if inference and posted:
-                    await gateway.admit(exchange)
-                elif inference or _GUARDED.match(path):
-                    gateway.authenticate(exchange)
-                    if posted:
-                        check_body_head(exchange.head.headers, exchange.wire, limit)
+            if inference and posted:
+                await gateway.admit(exchange)
+            elif inference or _GUARDED.match(path):
+                gateway.authenticate(exchange)
+                if posted:
+                    check_body_head(exchange.head.headers, exchange.wire, limit)
+            exchange.spent("gate", exchange.started)
         except GatewayError as error:
+            exchange.spent("gate", exchange.started)
             refusal = await serving.failures.answer(exchange, error)
             await refusal(scope, receive, send)
             return
@@ -188,7 +193,7 @@ class _Outgoing:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            message = {**message, "headers": self._completed(message["headers"])}
+            message["headers"] = self._completed(message["headers"])
         elif message["type"] == "http.response.body":
             self.finished = not message.get("more_body", False)
         await self._send(message)
@@ -196,14 +201,25 @@ class _Outgoing:
     def _completed(self, headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
         """The answer's own head, then what it does not say itself; the request's id and the timing are ours alone."""
         exchange = self._exchange
-        own = {name.lower(): value for name, value in exchange.headers.items()}
-        ours = {"x-request-id": exchange.request_id, "server-timing": exchange.server_timing()}
+        completed = [field for field in headers if field[0] not in _OURS]
+        said = {name for name, _ in completed}
+        for name, value in exchange.headers.items():
+            lower = _lower(name)
+            if lower not in said:
+                completed.append((lower, value.encode("latin-1")))
+        completed.append((b"x-request-id", exchange.request_id.encode("latin-1")))
+        completed.append((b"server-timing", exchange.server_timing().encode("latin-1")))
         if exchange.traceparent:
-            ours["traceparent"] = exchange.traceparent
-        found = [(name, value) for name, value in headers if name.decode("latin-1") not in ours]
-        said = {name.decode("latin-1") for name, _ in found}
-        more = {name: value for name, value in (own | ours).items() if name not in said}
-        return found + [(name.encode("latin-1"), value.encode("latin-1")) for name, value in more.items()]
+            completed.append((b"traceparent", exchange.traceparent.encode("latin-1")))
+        return completed
+
+
+_OURS = frozenset({b"x-request-id", b"server-timing", b"traceparent"})
+
+
+@lru_cache(maxsize=256)
+def _lower(name: str) -> bytes:
+    return name.lower().encode("latin-1")
 
 
 class _Incoming:

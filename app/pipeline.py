@@ -22,11 +22,11 @@ from app.forwarding import Forwarder
 from app.limiting import Limiter
 from app.policy.cache_control import CacheControl, parse
 from app.policy.cache_key import cache_key
-from app.policy.explain import resolve
+from app.policy.explain import conclude
 from app.policy.ground import Ground
 from app.policy.residency import decide
 from app.policy.routing import home_key, route
-from app.recorder import Recorder, to_the_end
+from app.recorder import Recorder
 from app.refusals import refusal
 from app.stores.base import CacheStore
 from app.telemetry.metrics import Metrics
@@ -35,6 +35,8 @@ from app.types import CacheEntry, Call, Decision, PermittedRegion, Question, Rep
 _MODEL_LENGTH = 256
 """Characters of a model's name that a record keeps; it is the caller's text."""
 
+_RANKING_HOLDS = 0.1
+"""Seconds."""
 _DECISIONS = 4096
 """Decisions that are remembered: as many as there are tenants times kinds of evidence that came lately."""
 
@@ -73,8 +75,11 @@ class Gateway:
         exchange.timeout, exchange.bounds_stream = timeout(exchange.head.headers)
         check_body_head(exchange.head.headers, exchange.wire, self.settings.gateway.body_limit)
         self._decide(exchange, principal)
-        with exchange.timed("limit"):
+        began = time.monotonic()
+        try:
             self.limiter.request(exchange, principal.tenant)
+        finally:
+            exchange.spent("limit", began)
 
     def _decide(self, exchange: Exchange, principal: Principal) -> None:
         assert exchange.caller is not None  # noqa: S101 - authenticate has set it
@@ -83,18 +88,13 @@ class Gateway:
         exchange.question, exchange.prefer, exchange.subject_id = facts.question, facts.prefer, facts.subject_id
         decision = self._decided(facts.question, tenant)
         exchange.decision = decision
-        explanation = resolve(
-            decision,
-            states=list(self.registry.states().values()),
-            origin=exchange.caller.place,
-            prefer=facts.prefer,
-            gateway_region=self.settings.gateway.region,
-            homes=self.registry.homes,
-        )
-        exchange.headers["X-Route-Reason"] = explanation.reason
-        if explanation.code is not None:
-            self.metrics.refused(explanation.reason)
-            raise refusal(explanation, decision, facts.question, self.settings, exchange.head.path)
+        ranked = self._rank(exchange, decision.permitted)
+        outcome = conclude(decision, ranked, self.registry.up, self.settings.gateway.region)
+        exchange.headers["X-Route-Reason"] = outcome.reason
+        if outcome.code is not None:
+            self.metrics.refused(outcome.reason)
+            raise refusal(outcome, decision, facts.question, self.settings, exchange.head.path)
+        exchange.ranked, exchange.ranked_at = ranked, time.monotonic()
 
     def _decided(self, question: Question, tenant: Tenant) -> Decision:
         """What `decide` says; it is a function of the question alone while this configuration and its laws serve."""
@@ -115,14 +115,15 @@ class Gateway:
             raise DeadlineExceeded(limit=timedelta(seconds=exchange.timeout))
         exchange.model = call.model[:_MODEL_LENGTH]
         able = self._able(decision.permitted, call)
-        ranked = self._rank(exchange, able)
+        ranked = self._ranked(exchange, decision.permitted, able)
         self.limiter.tokens(exchange, principal.tenant, call.tokens)
         control = parse(exchange.head.headers.getlist("cache-control"))
         key = None
         if call.cacheable and not control.bypasses:
             key = cache_key(principal.tenant.id, decision.permitted, exchange.prefer, call)
-        with exchange.timed("cache"):
-            entry = self._look_up(exchange, key, control)
+        began = time.monotonic()
+        entry = self._look_up(exchange, key, control)
+        exchange.spent("cache", began)
         if entry is None and control.only_if_cached:
             raise CacheMiss
         if entry is not None:
@@ -134,7 +135,7 @@ class Gateway:
                 await self.recorder.permitted(exchange, ranked[0])
                 forwarded = await self.forwarder.forward(exchange, call, ranked, able)
             except asyncio.CancelledError:
-                await to_the_end(self.recorder.completed(exchange, "cancelled", CLIENT_CLOSED))
+                await self.recorder.completed(exchange, "cancelled", CLIENT_CLOSED)
                 raise
             return await self.delivery.forwarded(exchange, call, key, forwarded, held)
 
@@ -146,15 +147,28 @@ class Gateway:
             raise ModelNotFound(param="model", model=call.model)
         return able
 
-    def _rank(self, exchange: Exchange, able: Sequence[PermittedRegion]) -> Sequence[PermittedRegion]:
-        """Those of the regions that are up, best first; raises `NoHealthyRegion` where none is."""
+    def _ranked(
+        self, exchange: Exchange, permitted: Sequence[PermittedRegion], able: Sequence[PermittedRegion]
+    ) -> Sequence[PermittedRegion]:
+        """Those of the regions that are up, best first; raises `NoHealthyRegion` where none is.
+
+        What admission has found holds for as long as it takes a short body to come.
+        """
+        if len(able) == len(permitted) and time.monotonic() - exchange.ranked_at < _RANKING_HOLDS:
+            return exchange.ranked
+        ranked = self._rank(exchange, able)
+        if not ranked:
+            raise NoHealthyRegion.among(able)
+        return ranked
+
+    def _rank(self, exchange: Exchange, regions: Sequence[PermittedRegion]) -> Sequence[PermittedRegion]:
+        """Those of the regions that are up, best first."""
         origin = exchange.caller.place if exchange.caller else None
         draw = random.random()  # noqa: S311 - spreads load
-        states = self.registry.states(able)
-        found = route(able, states, origin, exchange.prefer, homes=self.registry.homes, draw=draw)
-        if found.home is None:
-            raise NoHealthyRegion.among(able)
-        self.registry.settled(home_key(origin, able), found.home)
+        states = self.registry.states(regions)
+        found = route(regions, states, origin, exchange.prefer, homes=self.registry.homes, draw=draw)
+        if found.home is not None and len(regions) > 1:
+            self.registry.settled(home_key(origin, regions), found.home)
         return found.order
 
     def _look_up(self, exchange: Exchange, key: bytes | None, control: CacheControl) -> CacheEntry | None:

@@ -1,10 +1,8 @@
 """From an exchange to its two audit records: which log they belong in, and that there are exactly two."""
 
 import asyncio
-from collections.abc import Coroutine
-from contextlib import suppress
+import time
 from datetime import UTC, datetime
-from typing import Any
 
 from app.audit.log import new_id
 from app.audit.pseudonym import Pseudonyms, holds_id
@@ -31,11 +29,12 @@ class Recorder:
 
     async def permitted(self, exchange: Exchange, region: str) -> None:
         """Make the decision to serve in `region` durable; raises `AuditUnavailable`."""
-        await to_the_end(self._permitted(exchange, region))
-
-    async def _permitted(self, exchange: Exchange, region: str) -> None:
         record = await self._decision(exchange, region, region=region)
-        await self._append(exchange, region, [record])
+        try:
+            await self._append(exchange, region, [record])
+        except asyncio.CancelledError:
+            exchange.record = record  # it is durable, and its completion is owed
+            raise
         exchange.record = record
 
     async def abandoned(self, exchange: Exchange) -> None:
@@ -92,9 +91,12 @@ class Recorder:
             raise AuditUnavailable("answer", retry_after=unavailable.values["retry_after"]) from unavailable
 
     async def _append(self, exchange: Exchange, log: str, records: list[Record]) -> None:
-        with exchange.timed("audit"):
-            await self._trail.append(log, records, max(exchange.left(), _HURRY))
+        began = time.monotonic()
         exchange.audit_log = log
+        try:
+            await self._trail.append(log, records, max(exchange.left(), _HURRY))
+        finally:
+            exchange.spent("audit", began)
         exchange.headers.setdefault("X-Audit-Id", records[0]["id"])
 
     def _log_of_refusal(self, exchange: Exchange, error: GatewayError | None) -> str:
@@ -183,17 +185,6 @@ class Recorder:
                 else any(attempt.outcome != "refused" for attempt in exchange.attempts)
             ),
         )
-
-
-async def to_the_end(writing: Coroutine[Any, Any, None]) -> None:
-    """Await a write that a client's leaving must not break off: it is finished before the work is given up."""
-    task = asyncio.ensure_future(writing)
-    try:
-        await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with suppress(GatewayError):
-            await task
-        raise
 
 
 def _silent(exchange: Exchange, text: str | None) -> str | None:

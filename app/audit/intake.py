@@ -26,9 +26,8 @@ class Waiting:
     records: Sequence[Record]
     done: "asyncio.Future[None]"
     left: bool = False
-    """The appender has gone: nobody will complete the decisions in here."""
-    withdrawn: bool = False
-    """The appender has gone with an error: what has not been written must not be."""
+    """The appender has gone with an error: what has not been written must not be, and nobody will complete the
+    decisions in here."""
     landed: bool = False
 
     def give_up(self) -> None:
@@ -89,10 +88,10 @@ class Intake:
             self._ready.notify()
             return True
 
-    def leave(self, item: Waiting, *, withdraw: bool) -> None:
-        """The appender no longer waits. With `withdraw`, what is not being written yet will not be."""
+    def leave(self, item: Waiting) -> None:
+        """The appender no longer waits: what is not being written yet will not be."""
         with self._ready:
-            item.left, item.withdrawn = True, withdraw
+            item.left = True
             if item.landed:
                 self.owe(item.decisions() - item.completed(), forwarded=False)
 

@@ -1,7 +1,7 @@
 """One log's writer: a thread that commits what waits in groups, and trusts its file only as long as no write fails."""
 
 import asyncio
-import secrets
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -44,7 +44,7 @@ def _pauses() -> Iterator[float]:
 
 def new_id(moment: datetime) -> str:
     """An id for a record of that time."""
-    return record.new_id(moment, secrets.randbits(62))
+    return record.new_id(moment, random.getrandbits(62))  # names a record; nothing is kept safe by it
 
 
 class Refused(Exception):
@@ -174,7 +174,7 @@ class LogWriter:
 
     def _number(self, item: Waiting, first: int, open_now: set[str]) -> list[AuditEntry]:
         """Entries for one item from the number `first` on; `open_now` is kept up to date if it is accepted."""
-        if item.withdrawn:
+        if item.left:
             raise Refused("withdrawn")
         decisions, completed = item.decisions(), item.completed()
         if not completed <= open_now | decisions:

@@ -23,6 +23,7 @@ START_LIMIT: Final = 60.0
 """Seconds after which the gateway counts as ready although a managed backend has not answered yet."""
 HOMES_LIMIT: Final = 4096
 """Choices of region that are remembered; a place is a country's, so only a crowd of tenants and models has more."""
+_WIRES: Final[tuple[Literal["openai", "kserve"], ...]] = ("openai", "kserve")
 _BREAKER_ORDER: Final = ("closed", "half_open", "open")
 
 
@@ -60,6 +61,7 @@ class Registry:
             )
             for region in settings.regions
         }
+        self._serving = _serving(self.backends)
 
     @property
     def homes(self) -> Mapping[HomeKey, PermittedRegion]:
@@ -85,9 +87,14 @@ class Registry:
         now = self._clock()
         return {region: self._state(region, now) for region in (self._regions if regions is None else regions)}
 
+    def up(self, region: str) -> bool:
+        """Whether a backend of the region is available, or it has none."""
+        now, backends = self._clock(), self._backends[region]
+        return not backends or any(self._available(backend, now) for backend in backends)
+
     def regions_serving(self, model: str, wire: Literal["openai", "kserve"]) -> frozenset[str]:
         """Regions that are configured to serve this model over this protocol, whether or not they are up."""
-        return frozenset(backend.region for backend in self.backends if backend.serves(model, wire))
+        return self._serving.get((model, wire), frozenset())
 
     def models(self) -> dict[str, tuple[str, ...]]:
         """Each configured model with the regions that serve it, both in the order of the configuration."""
@@ -233,6 +240,17 @@ class Registry:
             "in_flight": sum(backend.condition.in_flight for backend in backends),
             "models": list(dict.fromkeys(model for backend in backends for model in backend.config.models)),
         }
+
+
+def _serving(backends: Iterable[BackendState]) -> dict[tuple[str, str], frozenset[str]]:
+    """The regions of each model and protocol."""
+    found: dict[tuple[str, str], set[str]] = {}
+    for backend in backends:
+        for model in backend.config.models:
+            for wire in _WIRES:
+                if backend.serves(model, wire):
+                    found.setdefault((model, wire), set()).add(backend.region)
+    return {key: frozenset(regions) for key, regions in found.items()}
 
 
 def _url(region: Region, backend: Backend, managed: Mapping[str, str]) -> str:

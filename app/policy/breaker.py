@@ -42,7 +42,8 @@ class Breaker:
 
     def succeeded(self, now: float, settings: BreakerSettings) -> "Breaker":
         """An attempt was answered. While open, that is the late answer of an old attempt and changes nothing."""
-        return self if self.state(now, settings) == "open" else Breaker()
+        untouched = self.opened is None and self.failures == 0
+        return self if untouched or self.state(now, settings) == "open" else Breaker()
 
     def failed(self, now: float, settings: BreakerSettings) -> "Breaker":
         """An attempt failed. While open, that is an old attempt, which does not prolong the pause."""

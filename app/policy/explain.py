@@ -1,6 +1,6 @@
 """What becomes of a request once health is known: one answer for real requests, the dry run and the command. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, NamedTuple
 
@@ -72,7 +72,7 @@ def resolve(
     by_id = {state.id: state for state in states}
     found = route(decision.permitted, by_id, origin, prefer, homes=homes)
     ranked = found.order
-    outcome = _outcome(decision, ranked, by_id, gateway_region)
+    outcome = conclude(decision, ranked, lambda region: by_id[region].up, gateway_region)
     if outcome.status != OK:
         ranked = ()
     return Explanation(
@@ -95,7 +95,9 @@ def route_reason(decision: Decision, region: str) -> Reason:
     return next(verdict.reason for verdict in decision.verdicts if verdict.region == region)
 
 
-class _Outcome(NamedTuple):
+class Outcome(NamedTuple):
+    """The status and code that a request gets, and by what right."""
+
     status: Status
     code: Code | None
     reason: Reason
@@ -103,23 +105,24 @@ class _Outcome(NamedTuple):
     law: str
 
 
-def _outcome(
+def conclude(
     decision: Decision,
     ranked: Sequence[PermittedRegion],
-    states: Mapping[str, RegionState],
+    up: Callable[[str], bool],
     gateway_region: str | None,
-) -> _Outcome:
+) -> Outcome:
+    """What becomes of a request for which these regions are to be tried, best first; `up` says which regions are."""
     if decision.status != OK:
-        return _Outcome(decision.status, decision.code, decision.reason, decision.rule, decision.law)
+        return Outcome(decision.status, decision.code, decision.reason, decision.rule, decision.law)
     here = next((verdict for verdict in decision.verdicts if verdict.region == gateway_region), None)
     if here is not None and not here.permitted:
-        return _Outcome(421, "misdirected", Reason.MISDIRECTED, here.rule, here.law)
+        return Outcome(421, "misdirected", Reason.MISDIRECTED, here.rule, here.law)
     if not ranked:
         # Where a lawful region is up and the tenant alone bars it, the tenant's rule is why nothing is left.
-        barred = any(one.reason is Reason.DENY_TENANT and states[one.region].up for one in decision.verdicts)
+        barred = any(one.reason is Reason.DENY_TENANT and up(one.region) for one in decision.verdicts)
         rule, law = (TENANT_RULE, TENANT_LAW) if barred else (decision.rule, decision.law)
-        return _Outcome(503, "no_healthy_region", Reason.NO_COMPLIANT_HEALTHY, rule, law)
+        return Outcome(503, "no_healthy_region", Reason.NO_COMPLIANT_HEALTHY, rule, law)
     if decision.reason is Reason.REGION_OVERRIDDEN:
-        return _Outcome(OK, None, decision.reason, decision.rule, decision.law)
+        return Outcome(OK, None, decision.reason, decision.rule, decision.law)
     chosen = next(verdict for verdict in decision.verdicts if verdict.region == ranked[0])
-    return _Outcome(OK, None, chosen.reason, chosen.rule, chosen.law)
+    return Outcome(OK, None, chosen.reason, chosen.rule, chosen.law)

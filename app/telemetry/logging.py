@@ -1,11 +1,16 @@
 """Logs: every line, ours or a library's, is one JSON object with the request's id and without secrets."""
 
+import asyncio
 import json
 import logging
 import re
 import sys
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Final, TextIO
 
 import orjson
@@ -17,12 +22,16 @@ REDACTED: Final = "[redacted]"
 
 _SECRET_KEYS: Final = frozenset({"authorization", "proxy_authorization", "api_key", "x_api_key", "key", "cookie"})
 _BEARER: Final = re.compile(r"\b(bearer)\s+[A-Za-z0-9._~+/=-]+", re.IGNORECASE)
+_NUMBERS: Final = (int, float)
 _DEPTH: Final = 8
 _LENGTH: Final = 8192
 _HANDLER: Final = "tidegate"
 _UVICORN: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 _CHATTY: Final = ("uvicorn.access", "httpx")
 """Loggers with a line at `info` for each request, which the gateway's own line already tells."""
+
+_BOUND: Final[ContextVar[Mapping[str, Any]]] = ContextVar("bound", default=MappingProxyType({}))
+"""A variable of our own, not structlog's one for each field: those cost a search through the whole context."""
 
 
 def configure(level: str = "info", stream: TextIO | None = None) -> None:
@@ -35,7 +44,7 @@ def configure(level: str = "info", stream: TextIO | None = None) -> None:
         raise ValueError(f"{level!r} is not a log level; write debug, info, warning, error or critical")
     stream = stream or sys.stderr
     common: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
+        _add_bound,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         # Never the local variables of a frame: they hold the caller's data.
@@ -59,9 +68,8 @@ def configure(level: str = "info", stream: TextIO | None = None) -> None:
 
 
 def bind_request(request_id: str, **fields: Any) -> None:
-    """Put these fields on every line that this task logs from now on, and on no other task's."""
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(request_id=request_id, **fields)
+    """Put these fields, and only these, on every line that this task logs from now on, and on no other task's."""
+    _BOUND.set({"request_id": request_id, **fields})
 
 
 def _route(handler: logging.Handler, level: int) -> None:
@@ -79,28 +87,74 @@ def _route(handler: logging.Handler, level: int) -> None:
         logging.getLogger(name).setLevel(logging.NOTSET if level < logging.INFO else logging.WARNING)
 
 
-class _Logger(structlog.WriteLogger):
-    def __init__(self, name: str, stream: TextIO) -> None:
-        super().__init__(stream)
+class _Lines:
+    """The way to the stream: what one turn of an event loop has to say goes out at its end, in one write.
+
+    A write costs more than a line does. Warnings and worse, and lines of other threads, go at once, and with them what
+    waits.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._waiting: deque[str] = deque()
+        self._due: asyncio.AbstractEventLoop | None = None
+
+    def soon(self, line: str) -> None:
+        self._waiting.append(line)
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self._flush()
+            return
+        if self._due is not loop:
+            self._due = loop
+            loop.call_soon(self._flush)
+
+    def now(self, line: str) -> None:
+        self._waiting.append(line)
+        self._flush()
+
+    def _flush(self) -> None:
+        self._due = None
+        lines = []
+        with suppress(IndexError):  # only taking one is safe while another thread does the same
+            while True:
+                lines.append(self._waiting.popleft())
+        if lines:
+            self._stream.write("\n".join([*lines, ""]))
+            self._stream.flush()
+
+
+class _Logger:
+    """What structlog ends in: a method for each level."""
+
+    def __init__(self, name: str, lines: _Lines) -> None:
         self.name = name
+        self.debug = self.info = lines.soon
+        self.warning = self.error = self.critical = lines.now
 
 
 class _Loggers:
     """Makes each named logger once; structlog asks for one at every line."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+        self._lines = _Lines(stream)
         self._made: dict[str, _Logger] = {}
 
     def __call__(self, name: str = "tidegate") -> _Logger:
         if name not in self._made:
-            self._made[name] = _Logger(name, self._stream)
+            self._made[name] = _Logger(name, self._lines)
         return self._made[name]
 
 
 def _add_name(logger: _Logger, _method: str, event: EventDict) -> EventDict:
     event["logger"] = logger.name
     return event
+
+
+def _add_bound(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    bound = _BOUND.get()
+    return {**bound, **event} if bound else event
 
 
 def _redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
@@ -124,7 +178,9 @@ def _text(value: Any) -> str:
 
 
 def _clean(value: Any, depth: int) -> Any:
-    if value is None or isinstance(value, int | float):
+    if isinstance(value, str):
+        return _clean_text(value if depth else "...")
+    if value is None or isinstance(value, _NUMBERS):
         return value
     if isinstance(value, Mapping) and depth:
         return {_text(k): REDACTED if _secret(k) else _clean(v, depth - 1) for k, v in value.items()}
@@ -132,7 +188,10 @@ def _clean(value: Any, depth: int) -> Any:
         if len(value) == 2 and isinstance(value, tuple) and _secret(value[0]):  # noqa: PLR2004 - a header as ASGI has it
             return [_text(value[0]), REDACTED]
         return [_clean(item, depth - 1) for item in value]
-    text = _text(value) if depth else "..."
+    return _clean_text(_text(value) if depth else "...")
+
+
+def _clean_text(text: str) -> str:
     if len(text) > _LENGTH:
         text = text[:_LENGTH] + "..."
     # Most text holds none, and asking is cheaper than replacing.

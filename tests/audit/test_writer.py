@@ -247,13 +247,31 @@ async def test_a_cancelled_appender_leaves_no_decision_open(frail, faulty, pair,
     task = asyncio.create_task(frail.append("eu-west", pair()[:1], 30))
     assert await asyncio.to_thread(faulty.entered.wait, 30)
     task.cancel()
-    with pytest.raises(asyncio.CancelledError):
+    with pytest.raises(AuditUnavailable):
         await task
     faulty.mode = "sound"
     faulty.gate.set()
     with capture_logs():
         await frail.close()
     assert ends() == {"d1": "lost"}
+
+
+async def test_a_cancelled_appender_hears_of_it_once_its_decision_is_durable(frail, faulty, pair, ends):
+    decision, ended = pair()
+    faulty.mode = "hang"
+    faulty.entered.clear()
+    task = asyncio.create_task(frail.append("eu-west", [decision], 30))
+    assert await asyncio.to_thread(faulty.entered.wait, 30)
+    for _ in range(2):
+        task.cancel()
+        await asyncio.sleep(0)
+    assert not task.done()
+    faulty.mode = "sound"
+    faulty.gate.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await frail.append("eu-west", [ended], 30)
+    assert ends() == {"d1": "served"}
 
 
 async def test_a_lock_held_elsewhere_ends_in_refusal_and_is_outlived(audit, pair, ends, healed):
