@@ -4,7 +4,7 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Protocol
@@ -234,14 +234,7 @@ class _Incoming:
     async def __call__(self) -> Message:
         if self._exchange.body_read:
             return await self._receive()
-        left, patience = self._exchange.left(), self._patience()
-        try:
-            async with asyncio.timeout(min(left, patience)):
-                message = await self._receive()
-        except TimeoutError:
-            if left <= patience:  # the caller's own bound, which says nothing of its sending
-                raise DeadlineExceeded(limit=timedelta(seconds=self._exchange.timeout)) from None
-            raise RequestTimeout(limit=timedelta(seconds=time.monotonic() - self._begun)) from None
+        message = _at_once(self._receive()) or await self._awaited()
         if message["type"] == "http.request":
             self._exchange.bytes_in += len(message.get("body", b""))
             self._exchange.body_read = not message.get("more_body", False)
@@ -249,7 +242,33 @@ class _Incoming:
                 raise PayloadTooLarge(limit=self._limit)
         return message
 
+    async def _awaited(self) -> Message:
+        left, patience = self._exchange.left(), self._patience()
+        try:
+            async with asyncio.timeout(min(left, patience)):
+                return await self._receive()
+        except TimeoutError:
+            if left <= patience:  # the caller's own bound, which says nothing of its sending
+                raise DeadlineExceeded(limit=timedelta(seconds=self._exchange.timeout)) from None
+            raise RequestTimeout(limit=timedelta(seconds=time.monotonic() - self._begun)) from None
+
     def _patience(self) -> float:
         """Seconds for the next part: no part may be long in coming, nor all of them together."""
         due = self._begun + BODY_IDLE + self._exchange.bytes_in / BODY_RATE
         return min(BODY_IDLE, due - time.monotonic())
+
+
+def _at_once(receiving: Awaitable[Message]) -> Message | None:
+    """What has come already, as the bodies of most requests have with their heads; None where one would have to wait.
+
+    A timer for it would cost more than reading it.
+    """
+    if not isinstance(receiving, Coroutine):
+        return None
+    try:
+        receiving.send(None)
+    except StopIteration as done:
+        message: Message = done.value
+        return message
+    receiving.close()
+    return None

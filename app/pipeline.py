@@ -11,7 +11,7 @@ from datetime import timedelta
 from cachetools import LRUCache
 
 from app.access import KeyRing, Principal
-from app.caller import Geo, locate
+from app.caller import PLACE_HEADERS, Geo, locate
 from app.config import Settings, Tenant
 from app.delivery import Delivery
 from app.errors import AuditUnavailable, CacheMiss, DeadlineExceeded, GatewayError, ModelNotFound, NoHealthyRegion
@@ -30,11 +30,14 @@ from app.recorder import Recorder
 from app.refusals import refusal
 from app.stores.base import CacheStore
 from app.telemetry.metrics import Metrics
-from app.types import CacheEntry, Call, Decision, PermittedRegion, Question, Reply
+from app.types import CacheEntry, Call, Caller, Decision, Head, PermittedRegion, Question, Reply
 
+_CALLERS = 4096
+"""Addresses whose place is remembered."""
 _MODEL_LENGTH = 256
 """Characters of a model's name that a record keeps; it is the caller's text."""
 
+_NOTHING_ASKED = CacheControl()
 _RANKING_HOLDS = 0.1
 """Seconds."""
 _DECISIONS = 4096
@@ -56,13 +59,24 @@ class Gateway:
     delivery: Delivery
     cache: CacheStore
     metrics: Metrics
+    callers: LRUCache[str, Caller] = field(default_factory=lambda: LRUCache(_CALLERS), repr=False)
     decisions: LRUCache[Question, Decision] = field(default_factory=lambda: LRUCache(_DECISIONS), repr=False)
 
     def authenticate(self, exchange: Exchange) -> Principal:
         """Note whose key this is; raises `Unauthenticated`."""
         exchange.principal = self.keys.authenticate(exchange.head.headers)
-        exchange.caller = locate(exchange.head, self.settings, self.geo)
+        exchange.caller = self._located(exchange.head)
         return exchange.principal
+
+    def _located(self, head: Head) -> Caller:
+        """What `locate` says; of a peer that says nothing of others' places it is a function of the address alone."""
+        peer, headers = head.peer, head.headers
+        if peer is None or any(name in headers for name in PLACE_HEADERS):
+            return locate(head, self.settings, self.geo)
+        caller = self.callers.get(peer)
+        if caller is None:
+            caller = self.callers[peer] = locate(head, self.settings, self.geo)
+        return caller
 
     async def admit(self, exchange: Exchange) -> None:
         """Everything that headers decide: who asks, for whose data, which regions may see it, and within what limits.
@@ -117,7 +131,8 @@ class Gateway:
         able = self._able(decision.permitted, call)
         ranked = self._ranked(exchange, decision.permitted, able)
         self.limiter.tokens(exchange, principal.tenant, call.tokens)
-        control = parse(exchange.head.headers.getlist("cache-control"))
+        asked = exchange.head.headers.getlist("cache-control")
+        control = parse(asked) if asked else _NOTHING_ASKED
         key = None
         if call.cacheable and not control.bypasses:
             key = cache_key(principal.tenant.id, decision.permitted, exchange.prefer, call)

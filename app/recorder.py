@@ -207,7 +207,10 @@ def _body_under_way(exchange: Exchange) -> bool:
 def _verdict(decided: Decision | None, region: str | None) -> Verdict | None:
     if decided is None or region is None:
         return None
-    return next(verdict for verdict in decided.verdicts if verdict.region == region)
+    for verdict in decided.verdicts:
+        if verdict.region == region:
+            return verdict
+    raise AssertionError(f"nothing was decided about {region}")
 
 
 def _reason(exchange: Exchange, error: GatewayError | None) -> str | None:

@@ -8,7 +8,7 @@ from starlette.types import Receive
 
 from app.errors import GatewayError
 
-PATIENCE = 0.02
+PATIENCE = 0.1
 """Seconds of work before anyone looks whether the client is still there: most answers are out by then, and a task to
 look costs as much as the rest of a short one."""
 
