@@ -178,6 +178,8 @@ class Gateway:
 
     def _rank(self, exchange: Exchange, regions: Sequence[PermittedRegion]) -> Sequence[PermittedRegion]:
         """Those of the regions that are up, best first."""
+        if len(regions) == 1:  # as under most laws that keep data at home
+            return regions if self.registry.up(regions[0]) else ()
         origin = exchange.caller.place if exchange.caller else None
         draw = random.random()  # noqa: S311 - spreads load
         states = self.registry.states(regions)
