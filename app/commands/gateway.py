@@ -99,6 +99,7 @@ class _DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         gc.collect()
         gc.freeze()
+        gc.set_threshold(20_000, 20, 100)  # a request makes hundreds of objects and hardly a cycle
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._activity.draining:
