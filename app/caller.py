@@ -13,7 +13,7 @@ from regions import catalogue
 FORWARDED_FOR: Final = "X-Forwarded-For"
 GEO_HINTS: Final = ("CF-IPCountry", "X-Vercel-IP-Country", "X-AppEngine-Country")
 
-PLACE_HEADERS: Final = tuple(name.lower() for name in (FORWARDED_FOR, *GEO_HINTS))
+PLACE_HEADERS: Final = frozenset(name.lower() for name in (FORWARDED_FOR, *GEO_HINTS))
 """All of a head that `locate` reads, besides its peer."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address

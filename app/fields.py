@@ -1,6 +1,7 @@
 """The header fields of a request, sorted by name once: some thirty questions are asked of them."""
 
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TypeVar, overload
 
 Default = TypeVar("Default")
@@ -29,6 +30,10 @@ class Fields:
     def getlist(self, name: str) -> Sequence[str]:
         """All values."""
         return self._values.get(name.lower(), ())
+
+    def has_any(self, names: AbstractSet[str]) -> bool:
+        """Whether one of these, in lower case, is there."""
+        return not self._values.keys().isdisjoint(names)
 
     def __contains__(self, name: str) -> bool:
         return name.lower() in self._values

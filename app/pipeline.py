@@ -71,7 +71,7 @@ class Gateway:
     def _located(self, head: Head) -> Caller:
         """What `locate` says; of a peer that says nothing of others' places it is a function of the address alone."""
         peer, headers = head.peer, head.headers
-        if peer is None or any(name in headers for name in PLACE_HEADERS):
+        if peer is None or headers.has_any(PLACE_HEADERS):
             return locate(head, self.settings, self.geo)
         caller = self.callers.get(peer)
         if caller is None:

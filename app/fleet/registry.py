@@ -90,7 +90,10 @@ class Registry:
     def up(self, region: str) -> bool:
         """Whether a backend of the region is available, or it has none."""
         now, backends = self._clock(), self._backends[region]
-        return not backends or any(self._available(backend, now) for backend in backends)
+        for backend in backends:
+            if self._available(backend, now):
+                return True
+        return not backends
 
     def regions_serving(self, model: str, wire: Literal["openai", "kserve"]) -> frozenset[str]:
         """Regions that are configured to serve this model over this protocol, whether or not they are up."""

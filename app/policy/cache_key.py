@@ -1,9 +1,13 @@
 """The key under which an answer is kept: equal only where tenant, permitted regions and the question are equal."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from hashlib import blake2b
+from typing import Final
 
 from app.types import Call
+
+_PERSON: Final = b"tidegate-cache-1"
 
 
 def cache_key(tenant: str, permitted: Sequence[str], prefer: Sequence[str], call: Call) -> bytes:
@@ -12,25 +16,22 @@ def cache_key(tenant: str, permitted: Sequence[str], prefer: Sequence[str], call
     The permitted set is part of it: an answer computed in one region never reaches a request that may not go there. So
     is the order of regions that was asked for: who wants another region gets its answer.
     """
-    digest = blake2b(digest_size=32, person=b"tidegate-cache-1")
-    for field in _fields(tenant, permitted, prefer, call):
-        digest.update(len(field).to_bytes(8, "big"))
-        digest.update(field)
+    asked = (_utf8(call.path), _utf8(call.model), b"stream" if call.stream else b"whole", call.canonical)
+    digest = blake2b(_who(tenant, tuple(permitted), tuple(prefer), call.wire), digest_size=32, person=_PERSON)
+    digest.update(_prefixed(asked))
     return digest.digest()
 
 
-def _fields(tenant: str, permitted: Sequence[str], prefer: Sequence[str], call: Call) -> Iterator[bytes]:
+@lru_cache(maxsize=1024)
+def _who(tenant: str, permitted: tuple[str, ...], prefer: tuple[str, ...], wire: str) -> bytes:
+    """The fields that many requests share; all of them are bounded by the configuration."""
     regions = sorted(set(permitted))
-    yield _utf8(tenant)
-    yield len(regions).to_bytes(8, "big")
-    yield from map(_utf8, regions)
-    yield len(prefer).to_bytes(8, "big")
-    yield from map(_utf8, prefer)
-    yield _utf8(call.wire)
-    yield _utf8(call.path)
-    yield _utf8(call.model)
-    yield b"stream" if call.stream else b"whole"
-    yield call.canonical
+    counted = (len(regions).to_bytes(8, "big"), *map(_utf8, regions), len(prefer).to_bytes(8, "big"))
+    return _prefixed((_utf8(tenant), *counted, *map(_utf8, prefer), _utf8(wire)))
+
+
+def _prefixed(fields: Sequence[bytes]) -> bytes:
+    return b"".join([part for field in fields for part in (len(field).to_bytes(8, "big"), field)])
 
 
 def _utf8(text: str) -> bytes:

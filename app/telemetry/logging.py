@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final, TextIO
@@ -22,6 +23,7 @@ REDACTED: Final = "[redacted]"
 
 _SECRET_KEYS: Final = frozenset({"authorization", "proxy_authorization", "api_key", "x_api_key", "key", "cookie"})
 _BEARER: Final = re.compile(r"\b(bearer)\s+[A-Za-z0-9._~+/=-]+", re.IGNORECASE)
+_LEVELS: Final = MappingProxyType({"exception": "error", "fatal": "critical", "warn": "warning"})
 _NUMBERS: Final = (int, float)
 _DEPTH: Final = 8
 _LENGTH: Final = 8192
@@ -43,15 +45,10 @@ def configure(level: str = "info", stream: TextIO | None = None) -> None:
     if number is None:
         raise ValueError(f"{level!r} is not a log level; write debug, info, warning, error or critical")
     stream = stream or sys.stderr
-    common: list[Processor] = [
-        _add_bound,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        # Never the local variables of a frame: they hold the caller's data.
-        structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False)),
-    ]
+    # Never the local variables of a frame: they hold the caller's data.
+    exceptions: Processor = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
     structlog.configure(
-        processors=[_add_name, *common, _redact, _render],
+        processors=[_begin, exceptions, _redact, _render],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=_Loggers(stream),
         cache_logger_on_first_use=False,  # a module's logger follows a later `configure` too
@@ -60,7 +57,7 @@ def configure(level: str = "info", stream: TextIO | None = None) -> None:
     handler.set_name(_HANDLER)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *common],
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, _begin, exceptions],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _redact, _render],
         )
     )
@@ -147,14 +144,15 @@ class _Loggers:
         return self._made[name]
 
 
-def _add_name(logger: _Logger, _method: str, event: EventDict) -> EventDict:
-    event["logger"] = logger.name
-    return event
-
-
-def _add_bound(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    bound = _BOUND.get()
-    return {**bound, **event} if bound else event
+def _begin(logger: Any, method: str, event: EventDict) -> EventDict:
+    """What every line begins with, then what is bound to its request, then its own fields."""
+    begun = {
+        "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+        "level": _LEVELS.get(method, method),
+        "event": event.pop("event"),
+        "logger": event.pop("logger", None) or logger.name,
+    }
+    return {**begun, **_BOUND.get(), **event}
 
 
 def _redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
@@ -199,8 +197,7 @@ def _clean_text(text: str) -> str:
 
 
 def _render(_logger: Any, _method: str, event: EventDict) -> str:
-    line = {"timestamp": event.pop("timestamp"), "level": event.pop("level"), "event": event.pop("event"), **event}
     try:
-        return orjson.dumps(line).decode()
+        return orjson.dumps(event).decode()
     except TypeError:  # what orjson refuses: lone surrogates and integers beyond 64 bits
-        return json.dumps(line)
+        return json.dumps(event)
