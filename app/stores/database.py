@@ -23,6 +23,7 @@ class Database:
     def __init__(self, what: str, path: Path, *, readonly: bool, patience: float) -> None:
         self._what = what
         self._path = path
+        self._names = (str(path), f"{path}-wal")
         self._readonly = readonly
         self._patience = patience
         with self.named():
@@ -122,8 +123,12 @@ class Database:
     def _identities(self) -> tuple[tuple[int, int], ...]:
         if self._readonly:
             return ()
-        files = (self._path, self._path.with_name(f"{self._path.name}-wal"))
-        return tuple((each.stat().st_dev, each.stat().st_ino) for each in files if each.exists())
+        found = []
+        for name in self._names:
+            with suppress(FileNotFoundError):
+                status = os.stat(name)  # noqa: PTH116 - at every commit: a Path costs five times as much
+                found.append((status.st_dev, status.st_ino))
+        return tuple(found)
 
 
 def _mode(path: Path) -> str:
