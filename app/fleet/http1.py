@@ -199,10 +199,8 @@ class Connection(asyncio.Protocol):
     def over(self, *, reusable: bool) -> None:
         """Its exchange has ended."""
         self._exchange = None
-        if not (reusable and self.open and self._sent()):
+        if not (reusable and self.open and not self._reading_paused and self._sent()):
             self.abort()
-        elif self._reading_paused:
-            self.hold(back=False)
         self._unsent = memoryview(b"")
         self._done(self)
 

@@ -96,7 +96,8 @@ async def test_a_connection_is_not_used_again_after_any_other(name, call):
 
 @pytest.mark.parametrize("seen", [True, False], ids=["the loop knows", "only the kernel knows"])
 @pytest.mark.parametrize("speaks", [True, False], ids=["speaks", "hangs up"])
-async def test_a_server_that_speaks_or_hangs_up_while_idle_gets_no_other_request(speaks, seen):
+async def test_a_server_that_speaks_or_hangs_up_while_idle_gets_no_other_request(monkeypatch, speaks, seen):
+    monkeypatch.setattr(pool, "KEEP_ALIVE", 3600.0)
     async with against(saying(OK)) as (client, peer):
         await client.ask()
         line = peer.lines[0]
@@ -320,6 +321,7 @@ async def test_a_failed_connect_gives_up_its_place(monkeypatch):
 
 async def test_closing_the_pool_lets_nobody_wait_and_closes_what_is_in_use_at_its_end(monkeypatch):
     monkeypatch.setattr(pool, "SIZE", 1)
+    monkeypatch.setattr(pool, "KEEP_ALIVE", 3600.0)
     proceed = asyncio.Event()
 
     async def script(line):
