@@ -56,7 +56,7 @@ class Delivery:
         """A backend's answer; a stream takes what is `held` along to its end. Raises the error that a refusal means."""
         reply = forwarded.reply
         served_by(exchange, forwarded.region)
-        headers = {name.lower(): value for name, value in reply.headers if name.lower() in _KEPT_HEADERS}
+        headers = {name: value for name, value in reply.headers if name in _KEPT_HEADERS}
         if isinstance(reply.body, UpstreamStream):
             stream = self._stream(exchange, call, forwarded, reply.body, held.pop_all())
             return Reply(reply.status, tuple(headers.items()), stream)
@@ -127,14 +127,14 @@ class Delivery:
 
 def _for_now(reply: UpstreamReply) -> bool:
     """Whether the backend says that its answer is for this request alone (RFC 9111, section 5.2.2.5)."""
-    return parse([value for name, value in reply.headers if name.lower() == "cache-control"]).no_store
+    return parse([value for name, value in reply.headers if name == "cache-control"]).no_store
 
 
 def served_by(exchange: Exchange, region: str) -> None:
     """Note for the answer's head which region it is from, and by what right."""
     exchange.headers["X-Served-Region"] = region
     if exchange.decision is not None:
-        exchange.headers["X-Route-Reason"] = route_reason(exchange.decision, region)
+        exchange.headers["X-Route-Reason"] = str(route_reason(exchange.decision, region))
 
 
 async def _within(exchange: Exchange, body: UpstreamStream) -> AsyncIterator[bytes]:

@@ -166,7 +166,7 @@ class Forwarder:
 
 async def _check_kind(call: Call, reply: UpstreamReply) -> None:
     """Raise `AttemptFailed` for a media type that the endpoint does not answer: a web page is no answer, whoever's."""
-    kinds = {value.partition(";")[0].strip().lower() for name, value in reply.headers if name.lower() == "content-type"}
+    kinds = {value.partition(";")[0].strip().lower() for name, value in reply.headers if name == "content-type"}
     if reply.status >= HTTPStatus.BAD_REQUEST or kinds <= _KINDS[call.wire]:
         return
     if not isinstance(reply.body, bytes):

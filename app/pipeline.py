@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
-
-from cachetools import LRUCache
+from typing import TypeVar
 
 from app.access import KeyRing, Principal
 from app.caller import PLACE_HEADERS, Geo, locate
@@ -32,16 +31,18 @@ from app.stores.base import CacheStore
 from app.telemetry.metrics import Metrics
 from app.types import CacheEntry, Call, Caller, Decision, Head, PermittedRegion, Question, Reply
 
-_CALLERS = 4096
-"""Addresses whose place is remembered."""
 _MODEL_LENGTH = 256
 """Characters of a model's name that a record keeps; it is the caller's text."""
 
 _NOTHING_ASKED = CacheControl()
 _RANKING_HOLDS = 0.1
 """Seconds."""
-_DECISIONS = 4096
-"""Decisions that are remembered: as many as there are tenants times kinds of evidence that came lately."""
+_REMEMBERED = 4096
+"""Decisions, as many as there are tenants times kinds of evidence, and callers' addresses, that are remembered."""
+
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +60,8 @@ class Gateway:
     delivery: Delivery
     cache: CacheStore
     metrics: Metrics
-    callers: LRUCache[str, Caller] = field(default_factory=lambda: LRUCache(_CALLERS), repr=False)
-    decisions: LRUCache[Question, Decision] = field(default_factory=lambda: LRUCache(_DECISIONS), repr=False)
+    callers: dict[str, Caller] = field(default_factory=dict, repr=False)
+    decisions: dict[Question, Decision] = field(default_factory=dict, repr=False)
 
     def authenticate(self, exchange: Exchange) -> Principal:
         """Note whose key this is; raises `Unauthenticated`."""
@@ -75,7 +76,7 @@ class Gateway:
             return locate(head, self.settings, self.geo)
         caller = self.callers.get(peer)
         if caller is None:
-            caller = self.callers[peer] = locate(head, self.settings, self.geo)
+            caller = _kept(self.callers, peer, locate(head, self.settings, self.geo))
         return caller
 
     async def admit(self, exchange: Exchange) -> None:
@@ -104,7 +105,7 @@ class Gateway:
         exchange.decision = decision
         ranked = self._rank(exchange, decision.permitted)
         outcome = conclude(decision, ranked, self.registry.up, self.settings.gateway.region)
-        exchange.headers["X-Route-Reason"] = outcome.reason
+        exchange.headers["X-Route-Reason"] = str(outcome.reason)
         if outcome.code is not None:
             self.metrics.refused(outcome.reason)
             raise refusal(outcome, decision, facts.question, self.settings, exchange.head.path)
@@ -114,8 +115,7 @@ class Gateway:
         """What `decide` says; it is a function of the question alone while this configuration and its laws serve."""
         decision = self.decisions.get(question)
         if decision is None:
-            decision = decide(question, tenant, self.settings.residency, self.ground)
-            self.decisions[question] = decision
+            decision = _kept(self.decisions, question, decide(question, tenant, self.settings.residency, self.ground))
         return decision
 
     async def answer(self, exchange: Exchange, call: Call) -> Reply:
@@ -217,3 +217,11 @@ class Gateway:
             await self.recorder.refused(exchange, error)
         else:
             await self.recorder.completed(exchange, "failed", error.status, error=error)
+
+
+def _kept(memo: dict[_Key, _Value], key: _Key, value: _Value) -> _Value:
+    """The value, remembered; a full memo starts anew, which costs less than to know at each look-up what is oldest."""
+    if len(memo) >= _REMEMBERED:
+        memo.clear()
+    memo[key] = value
+    return value

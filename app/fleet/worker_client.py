@@ -5,6 +5,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final, Self
 from urllib.parse import quote
@@ -57,6 +58,9 @@ _OWN: Final = frozenset(
 """The gateway's words, which no backend can say for it; with the prefix, its limits."""
 _OWN_PREFIX: Final = "x-ratelimit-"
 _DROPPED: Final = _HOP_BY_HOP | _OWN
+_SAME: Final = "user-agent: tidegate\r\naccept-encoding: identity\r\n\r\n"
+"""The end of every head."""
+_AS_IT_IS: Final = re.compile(r"[a-zA-Z0-9/._-]*")
 _UNSENDABLE: Final = re.compile("[\x00\r\n]|[^\x00-\xff]")
 
 
@@ -109,7 +113,7 @@ class UpstreamStream(AsyncIterator[bytes]):
 class UpstreamReply:
     """A backend's answer, below 500; `body` is a stream exactly where one was asked for and the status is below 400.
 
-    `headers` lack what belongs to a connection (Content-Length too) and what only the gateway says. A stream must be
+    `headers`, by names in lower case, lack what belongs to a connection (Content-Length too) and what only the gateway says. A stream must be
     read to its end or closed.
     """
 
@@ -220,23 +224,25 @@ def _reply(exchange: Exchange, body: bytes, patience: float) -> UpstreamReply:
 
 def _head(pool: Pool, backend: BackendState, call: Call, headers: Mapping[str, str], timeout: float) -> bytes:
     """The request's head; raises AssertionError rather than send what would end a line of it, or is not latin-1."""
-    path = pool.path + quote(call.path, safe="/%:@!$&'()*+,;=~")
-    lines = [f"POST {path} HTTP/1.1", f"host: {pool.netloc}", "user-agent: tidegate", "accept-encoding: identity"]
+    path = call.path if _AS_IT_IS.fullmatch(call.path) else quote(call.path, safe="/%:@!$&'()*+,;=~")
+    lines = [f"POST {pool.path}{path} HTTP/1.1", f"host: {pool.netloc}"]
     lines += [f"{name}: {value}" for name, value in call.headers if name.lower() in _CONTENT_HEADERS]
     lines += [f"{name}: {value}" for name, value in headers.items() if name.lower() in _ON_HEADERS]
     lines += [f"{TIMEOUT_HEADER}: {max(1, int(timeout * 1000))}", f"content-length: {len(call.body)}"]
     if backend.config.api_key is not None:
         lines.append(f"authorization: Bearer {backend.config.api_key.get_secret_value()}")
-    if any(map(_UNSENDABLE.search, lines)):
+    if _UNSENDABLE.search("\t".join(lines)):
         raise AssertionError("a header for a backend holds what no header may hold")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+    return "\r\n".join([*lines, _SAME]).encode("latin-1")
 
 
 def _filtered(fields: Sequence[Field]) -> tuple[tuple[str, str], ...]:
-    named = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields]
-    lowered = [(name.lower(), name, value) for name, value in named]
-    about = [value for lower, _, value in lowered if lower == "connection"]
+    named = [(_lowered(name), value.decode("latin-1")) for name, value in fields]
+    about = [value for name, value in named if name == "connection"]
     dropped = _DROPPED.union(name.strip() for name in ",".join(about).lower().split(",")) if about else _DROPPED
-    return tuple(
-        (name, value) for lower, name, value in lowered if lower not in dropped and not lower.startswith(_OWN_PREFIX)
-    )
+    return tuple([field for field in named if field[0] not in dropped and not field[0].startswith(_OWN_PREFIX)])
+
+
+@lru_cache(maxsize=64)
+def _lowered(name: bytes) -> str:
+    return name.decode("latin-1").lower()

@@ -25,9 +25,9 @@ _SECRET_KEYS: Final = frozenset({"authorization", "proxy_authorization", "api_ke
 _BEARER: Final = re.compile(r"\b(bearer)\s+[A-Za-z0-9._~+/=-]+", re.IGNORECASE)
 _LEVELS: Final = MappingProxyType({"exception": "error", "fatal": "critical", "warn": "warning"})
 _NUMBERS: Final = (int, float)
+_PLAIN: Final = frozenset({str, int, float, bool, type(None)})
 _DEPTH: Final = 8
 _LENGTH: Final = 8192
-_SHORT: Final = 256
 _HANDLER: Final = "tidegate"
 _UVICORN: Final = ("uvicorn", "uvicorn.error", "uvicorn.access", "uvicorn.asgi")
 _CHATTY: Final = ("uvicorn.access", "httpx")
@@ -49,7 +49,7 @@ def configure(level: str = "info", stream: TextIO | None = None) -> None:
     # Never the local variables of a frame: they hold the caller's data.
     exceptions: Processor = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
     structlog.configure(
-        processors=[_begin, exceptions, _redact, _render],
+        processors=[_begin, exceptions, _finish],
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=_Loggers(stream),
         cache_logger_on_first_use=False,  # a module's logger follows a later `configure` too
@@ -59,7 +59,7 @@ def configure(level: str = "info", stream: TextIO | None = None) -> None:
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, _begin, exceptions],
-            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _redact, _render],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, _finish],
         )
     )
     _route(handler, number)
@@ -156,23 +156,23 @@ def _begin(logger: Any, method: str, event: EventDict) -> EventDict:
     return {**begun, **_BOUND.get(), **event}
 
 
-def _redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
+def _finish(_logger: Any, _method: str, event: EventDict) -> str:
+    """The line, without secrets: one look at the whole is all that most need."""
+    if _harmless_names(tuple(event)) and _PLAIN.issuperset(map(type, event.values())):
+        line = _rendered(event)
+        if len(line) <= _LENGTH and "bearer" not in line.lower():
+            return line
+    return _rendered(_redacted(event))
+
+
+def _redacted(event: EventDict) -> EventDict:
     """Blank secrets by the name they go under, and bearer tokens wherever they stand."""
-    if _harmless_names(tuple(event)) and all(map(_plain, event.values())):
-        return event
     return {name: REDACTED if _secret(name) else _clean(value, _DEPTH) for name, value in event.items()}
 
 
 @lru_cache(maxsize=1024)
 def _harmless_names(names: tuple[str, ...]) -> bool:
     return not any(map(_secret, names))
-
-
-def _plain(value: Any) -> bool:
-    """Whether a value has nothing to clean: the quick look that nearly every line of a request needs no more than."""
-    if value is None or isinstance(value, _NUMBERS):
-        return True
-    return isinstance(value, str) and len(value) <= _SHORT and "bearer" not in value.lower()
 
 
 def _secret(name: Any) -> bool:
@@ -211,7 +211,7 @@ def _clean_text(text: str) -> str:
     return _BEARER.sub(rf"\1 {REDACTED}", text) if "bearer" in text.lower() else text
 
 
-def _render(_logger: Any, _method: str, event: EventDict) -> str:
+def _rendered(event: EventDict) -> str:
     try:
         return orjson.dumps(event).decode()
     except TypeError:  # what orjson refuses: lone surrogates and integers beyond 64 bits

@@ -66,7 +66,7 @@ async def test_an_answer_passes_through_as_it_came():
     async with serving(reply(200, body, "X-Model-Version: 3", "Retry-After: 1")) as server:
         answer = await send(server.url)
     assert (answer.status, answer.body) == (200, body)
-    assert answer.headers == (("Content-Type", "application/json"), ("X-Model-Version", "3"), ("Retry-After", "1"))
+    assert answer.headers == (("content-type", "application/json"), ("x-model-version", "3"), ("retry-after", "1"))
 
 
 async def test_what_a_backend_is_sent():
@@ -99,7 +99,7 @@ async def test_connection_headers_cookies_and_the_gateways_own_words_stay_behind
     said += ["X-Served-Region: us-east", "X-Request-Id: other", "x-ratelimit-limit-requests: 1", "RateLimit: r=1"]
     async with serving(reply(200, b"{}", *said, "X-Kept: 1")) as server:
         answer = await send(server.url)
-    assert answer.headers == (("Content-Type", "application/json"), ("X-Kept", "1"))
+    assert answer.headers == (("content-type", "application/json"), ("x-kept", "1"))
 
 
 @pytest.mark.parametrize("call", [CALL, STREAM])
