@@ -113,8 +113,8 @@ class UpstreamStream(AsyncIterator[bytes]):
 class UpstreamReply:
     """A backend's answer, below 500; `body` is a stream exactly where one was asked for and the status is below 400.
 
-    `headers`, by names in lower case, lack what belongs to a connection (Content-Length too) and what only the gateway says. A stream must be
-    read to its end or closed.
+    `headers`, by names in lower case, lack what belongs to a connection (Content-Length too) and what only the gateway
+    says. A stream must be read to its end or closed.
     """
 
     status: int
