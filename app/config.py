@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from app.geoip import Database
 from app.types import Scope
 from regions import catalogue
-from regions.settings import Duration, Section, WorkerSettings
+from regions.settings import Duration, Section, Wait, WorkerSettings
 
 DEMO_KEY = "tidegate-demo"
 DEMO_KEY_HASH = "sha256:" + hashlib.sha256(DEMO_KEY.encode()).hexdigest()
@@ -286,6 +286,8 @@ class CacheSettings(Section):
     max_entries: int = Field(default=10_000, gt=0)
     max_bytes: Size = 256 << 20
     ttl: Duration = 300.0
+    stale_while_revalidate: Wait = 0.0
+    stale_if_error: Wait = 0.0
     sampled: bool = False
 
 

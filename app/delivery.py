@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from http import HTTPStatus
@@ -10,22 +9,23 @@ from http import HTTPStatus
 import structlog
 
 from app.audit.record import CompletionOutcome
+from app.caching import STREAM_LIMIT, Caching, streamed
 from app.errors import InvalidRequest, ModelNotFound, NotFound, PayloadTooLarge
 from app.exchange import Exchange
-from app.fleet.worker_client import AttemptFailed, UpstreamReply, UpstreamStream
+from app.fleet.worker_client import AttemptFailed, UpstreamStream
 from app.forwarding import Forwarded, Forwarder
 from app.limiting import Limiter
-from app.policy.cache_control import parse
 from app.policy.explain import route_reason
 from app.recorder import Recorder
 from app.shapes import in_shape
 from app.sse import EndOfStream
-from app.stores.base import CacheStore
 from app.types import CacheEntry, Call, Reply
 from regions.wire import HEADER_LENGTH, Fault
 
 _KEPT_HEADERS = frozenset({"content-type", "content-encoding", "retry-after", "retry-after-ms", HEADER_LENGTH})
 _USED = re.compile(rb'"total_tokens"\s*:\s*(\d{1,12})')
+_EVENT = re.compile(rb"(?s).+?(?:\r\n\r\n|\n\n|\r\r|\Z)")
+"""An event of a stream with the empty line that ends it."""
 _TAIL = 4096
 """Bytes at a stream's end in which its usage is looked for: OpenAI sends it in the last event before [DONE]."""
 _AFTER_END = 0.25
@@ -38,17 +38,23 @@ log = structlog.get_logger("tidegate.delivery")
 class Delivery:
     """Gives answers to callers, and tells limits, cache, registry and audit how they ended."""
 
-    def __init__(self, recorder: Recorder, forwarder: Forwarder, limiter: Limiter, cache: CacheStore) -> None:
+    def __init__(self, recorder: Recorder, forwarder: Forwarder, limiter: Limiter, caching: Caching) -> None:
         self._recorder = recorder
         self._forwarder = forwarder
         self._limiter = limiter
-        self._cache = cache
+        self._caching = caching
 
     async def cached(self, exchange: Exchange, entry: CacheEntry) -> Reply:
         """An answer that is at hand; decision and completion become durable in one commit."""
         await self._recorder.hit(exchange, entry.region, entry.status, len(entry.body))
         served_by(exchange, entry.region)
-        return Reply(entry.status, entry.headers, entry.body)
+        return _kept(entry)
+
+    async def rescued(self, exchange: Exchange, entry: CacheEntry) -> Reply:
+        """An answer of earlier, where a decision has been made and no region has answered."""
+        await self._recorder.completed(exchange, "served", entry.status, region=entry.region, size=len(entry.body))
+        served_by(exchange, entry.region)
+        return _kept(entry)
 
     async def forwarded(
         self, exchange: Exchange, call: Call, key: bytes | None, forwarded: Forwarded, held: ExitStack
@@ -58,7 +64,7 @@ class Delivery:
         served_by(exchange, forwarded.region)
         headers = {name: value for name, value in reply.headers if name in _KEPT_HEADERS}
         if isinstance(reply.body, UpstreamStream):
-            stream = self._stream(exchange, call, forwarded, reply.body, held.pop_all())
+            stream = self._stream(exchange, call, key, forwarded, held.pop_all())
             return Reply(reply.status, tuple(headers.items()), stream)
         body = reply.body
         outcome: CompletionOutcome = "served"
@@ -70,24 +76,35 @@ class Delivery:
         else:
             self._settle(exchange, call, body)
         await self._complete(exchange, forwarded, outcome, len(body))
-        if key is not None and reply.status == HTTPStatus.OK and not _for_now(reply):
-            now = time.monotonic()
-            self._cache.put(key, CacheEntry(forwarded.region, reply.status, tuple(headers.items()), body, now), now)
-        return Reply(reply.status, tuple(headers.items()), body)
+        answer = Reply(reply.status, tuple(headers.items()), body)
+        if key is not None and reply.status == HTTPStatus.OK:
+            self._caching.keep(key, forwarded.region, reply.headers, answer)
+        return answer
 
     async def _stream(
-        self, exchange: Exchange, call: Call, forwarded: Forwarded, body: UpstreamStream, held: ExitStack
+        self,
+        exchange: Exchange,
+        call: Call,
+        key: bytes | None,
+        forwarded: Forwarded,
+        held: ExitStack,
     ) -> AsyncIterator[bytes]:
         """The events as they come, but for the closing one, which waits until the completion is durable."""
+        body = forwarded.reply.body
+        assert isinstance(body, UpstreamStream)  # noqa: S101 - its caller has looked
         outcome: CompletionOutcome = "cancelled"
         size = 0
         tail = b""
         end = EndOfStream()
+        copy = None if key is None else bytearray()
         try:
             async for chunk in _within(exchange, body):
                 size += len(chunk)
                 tail = (tail + chunk)[-_TAIL:]
                 if passed := end.feed(chunk):
+                    if copy is not None:
+                        copy += passed
+                        copy = copy if len(copy) <= STREAM_LIMIT else None
                     yield passed
                 if end.found:
                     await _exhaust(body, end)
@@ -95,6 +112,10 @@ class Delivery:
             outcome = "served"
             self._settle(exchange, call, tail)
             await self._complete(exchange, forwarded, outcome, size)
+            if key is not None and copy is not None and end.found and forwarded.reply.status == HTTPStatus.OK:
+                kept = {name: value for name, value in forwarded.reply.headers if name in _KEPT_HEADERS}
+                answer = Reply(HTTPStatus.OK, tuple(kept.items()), bytes(copy + end.held))
+                self._caching.keep(key, forwarded.region, forwarded.reply.headers, answer)
             if end.held:
                 yield end.held
         except AttemptFailed as error:
@@ -125,9 +146,14 @@ class Delivery:
             self._limiter.settle(exchange.principal.tenant, call.tokens, int(used[-1]))
 
 
-def _for_now(reply: UpstreamReply) -> bool:
-    """Whether the backend says that its answer is for this request alone (RFC 9111, section 5.2.2.5)."""
-    return parse([value for name, value in reply.headers if name == "cache-control"]).no_store
+def _kept(entry: CacheEntry) -> Reply:
+    return Reply(entry.status, entry.headers, _replayed(entry.body) if streamed(entry.headers) else entry.body)
+
+
+async def _replayed(body: bytes) -> AsyncIterator[bytes]:
+    """A kept stream, event by event."""
+    for event in _EVENT.findall(body):
+        yield event
 
 
 def served_by(exchange: Exchange, region: str) -> None:

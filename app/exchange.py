@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 from app.access import Principal
 from app.audit.record import Attempt, Record
@@ -68,6 +68,27 @@ class Exchange:
 
     def elapsed(self) -> float:
         return time.monotonic() - self.started
+
+    def again(self) -> "Exchange":
+        """A new one, of now, that asks the same for the same caller and has been decided alike."""
+        return Exchange(
+            head=self.head,
+            request_id=self.request_id,
+            traceparent=self.traceparent,
+            wire=self.wire,
+            language=self.language,
+            received=datetime.now(UTC),
+            inference=True,
+            principal=self.principal,
+            caller=self.caller,
+            question=self.question,
+            prefer=self.prefer,
+            subject_id=self.subject_id,
+            decision=self.decision,
+            model=self.model,
+            bytes_in=self.bytes_in,
+            body_read=True,
+        )
 
     def spent(self, stage: str, since: float) -> None:
         """Add the time from `since` (of `time.monotonic`) to a stage's."""

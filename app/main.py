@@ -25,6 +25,7 @@ from app.audit.reader import Reader
 from app.audit.rights.rights import Rights
 from app.audit.witness.witness import Witness
 from app.audit.writer import Trail, TrailError
+from app.caching import Caching
 from app.config import RESERVED_LOG, CacheSettings, Settings
 from app.configuration import Configuration, ConfigurationFiles
 from app.delivery import Delivery
@@ -32,6 +33,7 @@ from app.failures import Failures
 from app.fleet.prober import Prober
 from app.fleet.registry import Registry
 from app.fleet.worker_client import Connections, WorkerClient
+from app.flights import Flights
 from app.forwarding import Forwarder, Retries
 from app.gate import Gate
 from app.hangup import Terminal
@@ -69,6 +71,7 @@ class Works:
         self._connections = Connections()
         self._retries = Retries()
         self._limiter = Limiter(MemoryLimits(), self.metrics)
+        self._flights = Flights()
         self._tasks: set[asyncio.Task[None]] = set()
 
         # The audit trail: open for as long as the process lives, whatever is reloaded.
@@ -86,7 +89,10 @@ class Works:
         settings, before = configuration.settings, self.current.serving.gateway.settings
         registry, cache = Registry(settings, self._managed, time.monotonic, self._registry), self._cache
         if settings.regions != before.regions or not _same_store(settings.cache, before.cache):
-            cache = MemoryCache(settings.cache)  # an answer is from a region as it was, and from its servers
+            # An answer is from a region as it was, and from its servers; so is one that is under way.
+            cache = MemoryCache(settings.cache)
+            self._run(self._flights.aclose())
+            self._flights = Flights()
         serving = self._serving(configuration, registry, cache)
         # All of it is made, so from here on nothing is refused.
         self._registry, self._cache = registry, cache
@@ -114,6 +120,7 @@ class Works:
         """Finish what is under way and close what is open."""
         if self._witnessing:
             self._witnessing.cancel()
+        await self._flights.aclose()
         await asyncio.gather(*self._tasks, *filter(None, [self._witnessing]), return_exceptions=True)
         self._connections.close()
         await self.prober.aclose()
@@ -125,6 +132,7 @@ class Works:
         forwarder = Forwarder(registry, client, settings.resilience.retry, self._retries, self.metrics)
         digest = configuration.ground.book.digest
         recorder = Recorder(self.trail, self._pseudonyms, digest, settings.gateway.region)
+        caching = Caching(cache, self._flights, settings.cache, self.metrics)
         gateway = Gateway(
             settings=settings,
             ground=configuration.ground,
@@ -134,8 +142,8 @@ class Works:
             forwarder=forwarder,
             limiter=self._limiter,
             recorder=recorder,
-            delivery=Delivery(recorder, forwarder, self._limiter, cache),
-            cache=cache,
+            delivery=Delivery(recorder, forwarder, self._limiter, caching),
+            caching=caching,
             metrics=self.metrics,
         )
         views = Views(configuration, datetime.now(UTC), registry, self.prober, self.trail, self._activity)

@@ -9,7 +9,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar
 
+import structlog
+
 from app.access import KeyRing, Principal
+from app.caching import BYPASS, COALESCED, Caching
 from app.caller import PLACE_HEADERS, Geo, locate
 from app.config import Settings, Tenant
 from app.delivery import Delivery
@@ -27,18 +30,30 @@ from app.policy.residency import decide
 from app.policy.routing import home_key, route
 from app.recorder import Recorder
 from app.refusals import refusal
-from app.stores.base import CacheStore
 from app.telemetry.metrics import Metrics
 from app.types import CacheEntry, Call, Caller, Decision, Head, PermittedRegion, Question, Reply
+
+log = structlog.get_logger("tidegate.pipeline")
 
 _MODEL_LENGTH = 256
 """Characters of a model's name that a record keeps; it is the caller's text."""
 
 _NOTHING_ASKED = CacheControl()
+_INTERNAL_SERVER_ERROR = 500
 _RANKING_HOLDS = 0.1
 """Seconds."""
 _REMEMBERED = 4096
 """Decisions, as many as there are tenants times kinds of evidence, and callers' addresses, that are remembered."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """An answer to fetch: the regions to try, best first, and all that may and can give it, up or not."""
+
+    call: Call
+    key: bytes | None
+    ranked: Sequence[PermittedRegion]
+    able: Sequence[PermittedRegion]
 
 
 _Key = TypeVar("_Key")
@@ -58,7 +73,7 @@ class Gateway:
     limiter: Limiter
     recorder: Recorder
     delivery: Delivery
-    cache: CacheStore
+    caching: Caching
     metrics: Metrics
     callers: dict[str, Caller] = field(default_factory=dict, repr=False)
     decisions: dict[Question, Decision] = field(default_factory=dict, repr=False)
@@ -106,6 +121,8 @@ class Gateway:
         ranked = self._rank(exchange, decision.permitted)
         outcome = conclude(decision, ranked, self.registry.up, self.settings.gateway.region)
         exchange.headers["X-Route-Reason"] = str(outcome.reason)
+        if outcome.code == "no_healthy_region" and self.settings.cache.stale_if_error:
+            return  # an answer of earlier may do, which only the body tells
         if outcome.code is not None:
             self.metrics.refused(outcome.reason)
             raise refusal(outcome, decision, facts.question, self.settings, exchange.head.path)
@@ -136,23 +153,73 @@ class Gateway:
         key = None
         if call.cacheable and not control.bypasses:
             key = cache_key(principal.tenant.id, decision.permitted, exchange.prefer, call)
+        wanted = _Wanted(call, key, ranked, able)
         began = time.monotonic()
-        entry = self._look_up(exchange, key, control)
+        entry = await self._cached(exchange, call, key, control)
         exchange.spent("cache", began)
-        if entry is None and control.only_if_cached:
-            raise CacheMiss
-        if entry is not None:
+        if entry is None and not ranked:
+            entry = self._rescued(exchange, key, control, NoHealthyRegion.among(able))
+        if entry is not None and key is not None:
+            if began >= entry.fresh and ranked:
+                self.caching.flights.renew(key, lambda: self._renew(exchange.again(), wanted))
             self.limiter.settle(principal.tenant, call.tokens, 0)
             return await self.delivery.cached(exchange, entry)
-        with ExitStack() as held:
+        with self.caching.flights.leading(None if call.stream else key), ExitStack() as held:
             held.enter_context(self.limiter.running(principal.tenant))
             try:
-                await self.recorder.permitted(exchange, ranked[0])
-                forwarded = await self.forwarder.forward(exchange, call, ranked, able)
+                return await self._fetch(exchange, wanted, held)
+            except GatewayError as error:
+                if error.status < _INTERNAL_SERVER_ERROR or exchange.record is None:
+                    raise
+                return await self.delivery.rescued(exchange, self._rescued(exchange, key, control, error))
+
+    def _rescued(self, exchange: Exchange, key: bytes | None, control: CacheControl, error: GatewayError) -> CacheEntry:
+        """The answer of earlier that stands in where no region gives one; raises the error where there is none."""
+        entry = self.caching.rescue(key, control) if key else None
+        if entry is None:
+            raise error
+        self.caching.tell(exchange, "HIT", entry)
+        return entry
+
+    async def _fetch(self, exchange: Exchange, wanted: "_Wanted", held: ExitStack) -> Reply:
+        """A region's answer, its decision durable before anything is sent."""
+        try:
+            await self.recorder.permitted(exchange, wanted.ranked[0])
+            forwarded = await self.forwarder.forward(exchange, wanted.call, wanted.ranked, wanted.able)
+        except asyncio.CancelledError:
+            await self.recorder.completed(exchange, "cancelled", CLIENT_CLOSED)
+            raise
+        return await self.delivery.forwarded(exchange, wanted.call, wanted.key, forwarded, held)
+
+    async def _renew(self, exchange: Exchange, wanted: "_Wanted") -> None:
+        """Fetch an answer again that is being given out stale; on record as any other request."""
+        exchange.headers["X-Cache-Status"] = "REFRESH"
+        try:
+            with self.caching.flights.leading(wanted.key), ExitStack() as held:
+                await self._fetch(exchange, wanted, held)
+        except GatewayError as error:
+            log.warning("an answer could not be renewed", code=error.code, request_id=exchange.request_id)
+            await self.refuse(exchange, error)
+
+    async def _cached(
+        self, exchange: Exchange, call: Call, key: bytes | None, control: CacheControl
+    ) -> CacheEntry | None:
+        """A kept answer, or one that another request has just fetched; raises `CacheMiss` where no other will do."""
+        entry, status = self.caching.find(key, control) if key else (None, BYPASS)
+        if entry is None and control.only_if_cached:
+            self.caching.tell(exchange, status)
+            raise CacheMiss
+        if entry is None and key and not control.no_cache and not call.stream:
+            try:
+                entry = await self.caching.flights.follow(key, exchange.left)
+            except TimeoutError:
+                raise DeadlineExceeded(limit=timedelta(seconds=exchange.timeout)) from None
             except asyncio.CancelledError:
-                await self.recorder.completed(exchange, "cancelled", CLIENT_CLOSED)
+                await self.recorder.abandoned(exchange)
                 raise
-            return await self.delivery.forwarded(exchange, call, key, forwarded, held)
+            status = COALESCED if entry else status
+        self.caching.tell(exchange, status, entry)
+        return entry
 
     def _able(self, permitted: Sequence[PermittedRegion], call: Call) -> list[PermittedRegion]:
         """The permitted regions that are configured to serve the model; raises `ModelNotFound` where there is none."""
@@ -165,14 +232,14 @@ class Gateway:
     def _ranked(
         self, exchange: Exchange, permitted: Sequence[PermittedRegion], able: Sequence[PermittedRegion]
     ) -> Sequence[PermittedRegion]:
-        """Those of the regions that are up, best first; raises `NoHealthyRegion` where none is.
+        """Those of the regions that are up, best first; raises `NoHealthyRegion` where none is, unless old answers will do.
 
         What admission has found holds for as long as it takes a short body to come.
         """
         if len(able) == len(permitted) and time.monotonic() - exchange.ranked_at < _RANKING_HOLDS:
             return exchange.ranked
         ranked = self._rank(exchange, able)
-        if not ranked:
+        if not ranked and not self.settings.cache.stale_if_error:
             raise NoHealthyRegion.among(able)
         return ranked
 
@@ -187,19 +254,6 @@ class Gateway:
         if found.home is not None and len(regions) > 1:
             self.registry.settled(home_key(origin, regions), found.home)
         return found.order
-
-    def _look_up(self, exchange: Exchange, key: bytes | None, control: CacheControl) -> CacheEntry | None:
-        """The kept answer that the caller accepts; REFRESH says that there is one, but too old for this caller."""
-        now = time.monotonic()
-        entry = None if key is None else self.cache.get(key, now)
-        status = "BYPASS" if key is None else "MISS" if entry is None else "HIT"
-        if entry is not None and not control.accepts(now - entry.stored):
-            entry, status = None, "REFRESH"
-        exchange.headers["X-Cache-Status"] = status
-        self.metrics.cache(status)
-        if entry is not None:
-            exchange.headers["Age"] = str(int(now - entry.stored))
-        return entry
 
     async def abandoned(self, exchange: Exchange) -> None:
         """Record that the client of an admitted request left in the middle of its body."""

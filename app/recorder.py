@@ -57,7 +57,9 @@ class Recorder:
     async def hit(self, exchange: Exchange, region: str, status: int, size: int) -> None:
         """Make decision and completion of an answer from the cache durable in one commit."""
         record = await self._decision(exchange, region, region=region)
-        end = self._completion(exchange, record, "served", status, cache="HIT", bytes_out=size)
+        end = self._completion(
+            exchange, record, "served", status, cache=exchange.headers.get("X-Cache-Status"), bytes_out=size
+        )
         await self._append(exchange, region, [record, end])
         exchange.record, exchange.completed = record, True
 

@@ -168,10 +168,17 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class CacheEntry:
-    """A stored answer: which region computed it, and when on the monotonic clock (seconds)."""
+    """A stored answer and which region computed it. Times are of the monotonic clock, in seconds.
+
+    `stored` is when it was computed. Until `fresh` it is given out as it is, until `renewing` while another is fetched,
+    and until `rescuing` where none can be had.
+    """
 
     region: str
     status: int
     headers: tuple[tuple[str, str], ...]
     body: bytes
     stored: float
+    fresh: float
+    renewing: float
+    rescuing: float

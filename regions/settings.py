@@ -32,6 +32,8 @@ def _duration(value: Any, info: ValidationInfo) -> Any:
 
 Duration = Annotated[float, BeforeValidator(_duration), Field(gt=0)]
 """A length of time, held in seconds."""
+Wait = Annotated[float, BeforeValidator(_duration), Field(ge=0)]
+"""The same, or none at all: `0s`."""
 
 
 class Section(BaseModel):

@@ -114,7 +114,7 @@ def to_call(path: str, body: bytes, depth: int, sampled: bool) -> Call:
         body=body,
         headers=(("content-type", "application/json"),),
         canonical=orjson.dumps(kept, option=orjson.OPT_SORT_KEYS),
-        cacheable=steady and not stream,
+        cacheable=steady,
         stream=stream and not embedding,
         tokens=max(1, len(body) // _BYTES_PER_TOKEN),
     )

@@ -190,7 +190,7 @@ class CacheStats:
 
 
 class CacheStore(Protocol):
-    """Answers by key (`policy.cache_key`), each for the time the store was built with. `now`: monotonic seconds."""
+    """Answers by key (`policy.cache_key`), each as long as it may be given out. `now`: monotonic seconds."""
 
     def get(self, key: bytes, now: float) -> CacheEntry | None:
         """The entry, unless it is missing or has outlived its time."""

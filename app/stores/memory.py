@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from cachetools import LRUCache, TTLCache
+from cachetools import LRUCache, TLRUCache
 
 from app.config import CacheSettings, Rate
 from app.policy import rate as gcra
@@ -15,12 +15,12 @@ MAX_KEYS: Final = 100_000
 """Keys whose use is remembered; the one longest unused is forgotten first, as if it had recovered."""
 
 
-class _Entries(TTLCache[bytes, CacheEntry]):
+class _Entries(TLRUCache[bytes, CacheEntry]):
     """cachetools' LRU with expiry, on the caller's clock, bounded in bytes by its size and in entries by `put`."""
 
     def __init__(self, settings: CacheSettings) -> None:
         self.now: float = 0.0
-        super().__init__(settings.max_bytes, settings.ttl, timer=lambda: self.now, getsizeof=_size)
+        super().__init__(settings.max_bytes, _end, timer=lambda: self.now, getsizeof=_size)
         self.evictions = 0
 
     def popitem(self) -> tuple[bytes, CacheEntry]:
@@ -30,7 +30,7 @@ class _Entries(TTLCache[bytes, CacheEntry]):
 
 
 class MemoryCache:
-    """`CacheStore` of one process: least recently used out first, each for at most the time to live."""
+    """`CacheStore` of one process: least recently used out first, each for as long as it may be given out at all."""
 
     def __init__(self, settings: CacheSettings) -> None:
         self._max_entries = settings.max_entries
@@ -88,6 +88,10 @@ class MemoryLimits:
         running = self._running.pop(key) - 1
         if running:
             self._running[key] = running
+
+
+def _end(_key: bytes, entry: CacheEntry, _now: float) -> float:
+    return max(entry.renewing, entry.rescuing)
 
 
 def _size(entry: CacheEntry) -> int:

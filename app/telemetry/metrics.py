@@ -48,7 +48,7 @@ OUTCOMES: Final = (
     "redirect",
     "content",
 )
-CACHE_STATUSES: Final = ("HIT", "MISS", "BYPASS", "REFRESH")
+CACHE_STATUSES: Final = ("HIT", "MISS", "BYPASS", "REFRESH", "COALESCED")
 LIMITS: Final = ("requests", "tokens", "concurrency")
 RELOADS: Final = ("applied", "refused", "unchanged")
 

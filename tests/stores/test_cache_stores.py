@@ -12,8 +12,9 @@ from app.types import CacheEntry
 LARGE = 1 << 20
 
 
-def entry(body=b"answer", stored=0.0, headers=(("content-type", "application/json"),)):
-    return CacheEntry("eu-west", 200, headers, body, stored)
+def entry(body=b"answer", stored=0.0, headers=(("content-type", "application/json"),), lasts=300.0, rescuing=0.0):
+    end = stored + lasts
+    return CacheEntry("eu-west", 200, headers, body, stored, end, end, end + rescuing)
 
 
 @pytest.fixture(params=[MemoryCache], ids=["memory"])
@@ -32,8 +33,8 @@ def test_a_stored_answer_comes_back_whole(make):
 
 
 def test_an_answer_lives_for_its_time(make):
-    cache = make(ttl=5)
-    cache.put(b"k", entry(), 100.0)
+    cache = make()
+    cache.put(b"k", entry(stored=100.0, lasts=2.0, rescuing=3.0), 100.0)
     assert cache.get(b"k", 104.999) is not None
     assert cache.get(b"k", 105.0) is None
     assert cache.stats(105.0).entries == 0
@@ -41,18 +42,18 @@ def test_an_answer_lives_for_its_time(make):
 
 
 def test_reading_does_not_prolong_a_life(make):
-    cache = make(ttl=5)
-    cache.put(b"k", entry(), 0.0)
+    cache = make()
+    cache.put(b"k", entry(lasts=5.0), 0.0)
     for now in (1.0, 3.0, 4.9):
         assert cache.get(b"k", now) is not None
     assert cache.get(b"k", 5.0) is None
 
 
 def test_a_new_answer_replaces_the_old_and_its_age(make):
-    cache = make(ttl=5)
-    cache.put(b"k", entry(b"old"), 0.0)
-    cache.put(b"k", entry(b"new"), 4.0)
-    assert cache.get(b"k", 8.0) == entry(b"new")
+    cache = make()
+    cache.put(b"k", entry(b"old", lasts=5.0), 0.0)
+    cache.put(b"k", entry(b"new", 4.0, lasts=5.0), 4.0)
+    assert cache.get(b"k", 8.0) == entry(b"new", 4.0, lasts=5.0)
     assert cache.stats(8.0).entries == 1
 
 
@@ -105,7 +106,7 @@ def test_memory_agrees_with_a_plain_model(steps):
         now += pause
         key = bytes([number])
         if action == "put":
-            model[key] = entry(bytes(size), stored=now)
+            model[key] = entry(bytes(size), stored=now, lasts=4.0)
             cache.put(key, model[key], now)
         found = cache.get(key, now)
         assert found is None or (found == model[key] and now < found.stored + 4)
