@@ -82,20 +82,21 @@ class Works:
         self._witnessing: asyncio.Task[None] | None = None
         self._notebook = asyncio.Lock()
 
-        self.current = Current(self._serving(first, self._registry, self._cache), self._let_go)
+        self.current = Current(self._serving(first, self._registry, self._cache, self._flights), self._let_go)
 
     def take(self, configuration: Configuration) -> None:
         """Serve by another configuration from now on; it must not differ in what `settings_fixed` lists."""
         settings, before = configuration.settings, self.current.serving.gateway.settings
-        registry, cache = Registry(settings, self._managed, time.monotonic, self._registry), self._cache
+        registry = Registry(settings, self._managed, time.monotonic, self._registry)
+        cache, flights = self._cache, self._flights
         if settings.regions != before.regions or not _same_store(settings.cache, before.cache):
             # An answer is from a region as it was, and from its servers; so is one that is under way.
-            cache = MemoryCache(settings.cache)
-            self._run(self._flights.aclose())
-            self._flights = Flights()
-        serving = self._serving(configuration, registry, cache)
+            cache, flights = MemoryCache(settings.cache), Flights()
+        serving = self._serving(configuration, registry, cache, flights)
         # All of it is made, so from here on nothing is refused.
-        self._registry, self._cache = registry, cache
+        if flights is not self._flights:
+            self._run(self._flights.aclose())
+        self._registry, self._cache, self._flights = registry, cache, flights
         self.current.replace(serving)
         self.prober.follow(registry, settings.resilience.health)
         if _witnessed(settings) != _witnessed(before):
@@ -126,13 +127,15 @@ class Works:
         await self.prober.aclose()
         await self.trail.close()
 
-    def _serving(self, configuration: Configuration, registry: Registry, cache: MemoryCache) -> Serving:
+    def _serving(
+        self, configuration: Configuration, registry: Registry, cache: MemoryCache, flights: Flights
+    ) -> Serving:
         settings = configuration.settings
         client = WorkerClient(self._connections, settings.resilience.health)
         forwarder = Forwarder(registry, client, settings.resilience.retry, self._retries, self.metrics)
         digest = configuration.ground.book.digest
         recorder = Recorder(self.trail, self._pseudonyms, digest, settings.gateway.region)
-        caching = Caching(cache, self._flights, settings.cache, self.metrics)
+        caching = Caching(cache, flights, settings.cache, self.metrics)
         gateway = Gateway(
             settings=settings,
             ground=configuration.ground,

@@ -232,7 +232,7 @@ class Gateway:
     def _ranked(
         self, exchange: Exchange, permitted: Sequence[PermittedRegion], able: Sequence[PermittedRegion]
     ) -> Sequence[PermittedRegion]:
-        """Those of the regions that are up, best first; raises `NoHealthyRegion` where none is, unless old answers will do.
+        """Those of the regions that are up, best first; where none is, `NoHealthyRegion` unless old answers will do.
 
         What admission has found holds for as long as it takes a short body to come.
         """

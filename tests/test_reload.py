@@ -61,18 +61,19 @@ async def test_a_bug_in_one_reload_does_not_end_those_to_come(tmp_path: Path) ->
 async def test_what_cannot_be_served_by_leaves_nothing_behind(tmp_path: Path) -> None:
     file = written(tmp_path / "tidegate.yaml", CONFIG)
     works = Works(ConfigurationFiles(file, {}).load(), {}, Activity())
-    before, serving = (works._registry, works._cache), works.current.serving
+    before, serving = (works._registry, works._cache, works._flights), works.current.serving
     written(file, ANOTHER)
     found = ConfigurationFiles(file, {}).load()
     lawless: Any = None
     try:
         works.take(dataclasses.replace(found, ground=lawless))
     except AttributeError:
-        assert (works._registry, works._cache) == before
+        assert (works._registry, works._cache, works._flights) == before
         assert works.current.serving is serving
         works.take(found)
     assert works.current.serving.gateway.registry is works._registry is not before[0]
-    assert works.current.serving.gateway.cache is works._cache is not before[1]
+    assert works.current.serving.gateway.caching.flights is works._flights is not before[2]
+    assert works._cache is not before[1]
     await works.aclose()
 
 
