@@ -9,6 +9,7 @@ from http import HTTPStatus
 import structlog
 
 from app.audit.record import CompletionOutcome
+from app.batch import Wanted
 from app.caching import STREAM_LIMIT, Caching, streamed
 from app.errors import InvalidRequest, ModelNotFound, NotFound, PayloadTooLarge
 from app.exchange import Exchange
@@ -56,10 +57,9 @@ class Delivery:
         served_by(exchange, entry.region)
         return _kept(entry)
 
-    async def forwarded(
-        self, exchange: Exchange, call: Call, key: bytes | None, forwarded: Forwarded, held: ExitStack
-    ) -> Reply:
+    async def forwarded(self, exchange: Exchange, wanted: Wanted, forwarded: Forwarded, held: ExitStack) -> Reply:
         """A backend's answer; a stream takes what is `held` along to its end. Raises the error that a refusal means."""
+        call, key, batch = wanted.call, wanted.key, wanted.batch
         reply = forwarded.reply
         served_by(exchange, forwarded.region)
         headers = {name: value for name, value in reply.headers if name in _KEPT_HEADERS}
@@ -67,6 +67,7 @@ class Delivery:
             stream = self._stream(exchange, call, key, forwarded, held.pop_all())
             return Reply(reply.status, tuple(headers.items()), stream)
         body = reply.body
+        answer = Reply(reply.status, tuple(headers.items()), body)
         outcome: CompletionOutcome = "served"
         if reply.status >= HTTPStatus.BAD_REQUEST:
             outcome = "failed"
@@ -75,11 +76,12 @@ class Delivery:
             headers["content-type"] = "application/json"
         else:
             self._settle(exchange, call, body)
+            if batch is not None:
+                body = batch.whole(body) or body
         await self._complete(exchange, forwarded, outcome, len(body))
-        answer = Reply(reply.status, tuple(headers.items()), body)
         if key is not None and reply.status == HTTPStatus.OK:
-            self._caching.keep(key, forwarded.region, reply.headers, answer)
-        return answer
+            self._caching.keep(key, forwarded.region, reply.headers, answer, batch)
+        return Reply(reply.status, tuple(headers.items()), body)
 
     async def _stream(
         self,

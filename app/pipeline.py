@@ -5,14 +5,15 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TypeVar
 
 import structlog
 
 from app.access import KeyRing, Principal
-from app.caching import BYPASS, COALESCED, Caching
+from app.batch import Wanted
+from app.caching import COALESCED, Caching
 from app.caller import PLACE_HEADERS, Geo, locate
 from app.config import Settings, Tenant
 from app.delivery import Delivery
@@ -23,7 +24,7 @@ from app.fleet.registry import Registry
 from app.forwarding import Forwarder
 from app.limiting import Limiter
 from app.policy.cache_control import CacheControl, parse
-from app.policy.cache_key import cache_key
+from app.policy.cache_key import cache_key, item_keys
 from app.policy.explain import conclude
 from app.policy.ground import Ground
 from app.policy.residency import decide
@@ -44,16 +45,6 @@ _RANKING_HOLDS = 0.1
 """Seconds."""
 _REMEMBERED = 4096
 """Decisions, as many as there are tenants times kinds of evidence, and callers' addresses, that are remembered."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """An answer to fetch: the regions to try, best first, and all that may and can give it, up or not."""
-
-    call: Call
-    key: bytes | None
-    ranked: Sequence[PermittedRegion]
-    able: Sequence[PermittedRegion]
 
 
 _Key = TypeVar("_Key")
@@ -150,48 +141,65 @@ class Gateway:
         self.limiter.tokens(exchange, principal.tenant, call.tokens)
         asked = exchange.head.headers.getlist("cache-control")
         control = parse(asked) if asked else _NOTHING_ASKED
-        key = None
-        if call.cacheable and not control.bypasses:
-            key = cache_key(principal.tenant.id, decision.permitted, exchange.prefer, call)
-        wanted = _Wanted(call, key, ranked, able)
         began = time.monotonic()
-        entry = await self._cached(exchange, call, key, control)
+        wanted = Wanted(call, None, ranked, able)
+        if call.cacheable and not control.bypasses:
+            wanted = self._known(exchange, principal.tenant.id, decision.permitted, wanted, control)
+        entry = await self._cached(exchange, wanted, control)
         exchange.spent("cache", began)
         if entry is None and not ranked:
-            entry = self._rescued(exchange, key, control, NoHealthyRegion.among(able))
-        if entry is not None and key is not None:
-            if began >= entry.fresh and ranked:
-                self.caching.flights.renew(key, lambda: self._renew(exchange.again(), wanted))
+            entry = self._rescued(exchange, wanted, control, NoHealthyRegion.among(able))
+        if entry is not None:
+            if began >= entry.fresh and ranked and wanted.key:
+                self.caching.flights.renew(wanted.key, lambda: self._renew(exchange.again(), wanted))
             self.limiter.settle(principal.tenant, call.tokens, 0)
             return await self.delivery.cached(exchange, entry)
-        with self.caching.flights.leading(None if call.stream else key), ExitStack() as held:
+        with self.caching.flights.leading(None if call.stream else wanted.key), ExitStack() as held:
             held.enter_context(self.limiter.running(principal.tenant))
             try:
                 return await self._fetch(exchange, wanted, held)
             except GatewayError as error:
                 if error.status < _INTERNAL_SERVER_ERROR or exchange.record is None:
                     raise
-                return await self.delivery.rescued(exchange, self._rescued(exchange, key, control, error))
+                return await self.delivery.rescued(exchange, self._rescued(exchange, wanted, control, error))
 
-    def _rescued(self, exchange: Exchange, key: bytes | None, control: CacheControl, error: GatewayError) -> CacheEntry:
+    def _known(
+        self,
+        exchange: Exchange,
+        tenant: str,
+        permitted: Sequence[PermittedRegion],
+        wanted: Wanted,
+        control: CacheControl,
+    ) -> Wanted:
+        """The same under its key in the cache; of several texts, only those remain to fetch that are not known."""
+        call, batch = wanted.call, None
+        if call.texts:
+            batch = self.caching.batch(call, item_keys(tenant, permitted, exchange.prefer, call), control)
+            call = batch.rest() if batch.partly_known else call
+        return replace(wanted, call=call, key=cache_key(tenant, permitted, exchange.prefer, call), batch=batch)
+
+    def _rescued(self, exchange: Exchange, wanted: Wanted, control: CacheControl, error: GatewayError) -> CacheEntry:
         """The answer of earlier that stands in where no region gives one; raises the error where there is none."""
-        entry = self.caching.rescue(key, control) if key else None
+        entry = self.caching.rescue(wanted, control)
         if entry is None:
             raise error
         self.caching.tell(exchange, "HIT", entry)
         return entry
 
-    async def _fetch(self, exchange: Exchange, wanted: "_Wanted", held: ExitStack) -> Reply:
+    async def _fetch(self, exchange: Exchange, wanted: Wanted, held: ExitStack) -> Reply:
         """A region's answer, its decision durable before anything is sent."""
         try:
             await self.recorder.permitted(exchange, wanted.ranked[0])
             forwarded = await self.forwarder.forward(exchange, wanted.call, wanted.ranked, wanted.able)
+            if not wanted.fits(forwarded.reply.status, forwarded.reply.body):
+                wanted = wanted.anew()
+                forwarded = await self.forwarder.forward(exchange, wanted.call, wanted.ranked, wanted.able)
         except asyncio.CancelledError:
             await self.recorder.completed(exchange, "cancelled", CLIENT_CLOSED)
             raise
-        return await self.delivery.forwarded(exchange, wanted.call, wanted.key, forwarded, held)
+        return await self.delivery.forwarded(exchange, wanted, forwarded, held)
 
-    async def _renew(self, exchange: Exchange, wanted: "_Wanted") -> None:
+    async def _renew(self, exchange: Exchange, wanted: Wanted) -> None:
         """Fetch an answer again that is being given out stale; on record as any other request."""
         exchange.headers["X-Cache-Status"] = "REFRESH"
         try:
@@ -201,17 +209,15 @@ class Gateway:
             log.warning("an answer could not be renewed", code=error.code, request_id=exchange.request_id)
             await self.refuse(exchange, error)
 
-    async def _cached(
-        self, exchange: Exchange, call: Call, key: bytes | None, control: CacheControl
-    ) -> CacheEntry | None:
+    async def _cached(self, exchange: Exchange, wanted: Wanted, control: CacheControl) -> CacheEntry | None:
         """A kept answer, or one that another request has just fetched; raises `CacheMiss` where no other will do."""
-        entry, status = self.caching.find(key, control) if key else (None, BYPASS)
+        entry, status = self.caching.find(wanted, control)
         if entry is None and control.only_if_cached:
             self.caching.tell(exchange, status)
             raise CacheMiss
-        if entry is None and key and not control.no_cache and not call.stream:
+        if entry is None and wanted.key and not control.no_cache and not wanted.call.stream:
             try:
-                entry = await self.caching.flights.follow(key, exchange.left)
+                entry = wanted.whole(await self.caching.flights.follow(wanted.key, exchange.left))
             except TimeoutError:
                 raise DeadlineExceeded(limit=timedelta(seconds=exchange.timeout)) from None
             except asyncio.CancelledError:

@@ -155,6 +155,9 @@ class Call:
     stream: bool
     tokens: int
     """An estimate of the tokens that this request will use, for the limit."""
+    texts: tuple[str, ...] = ()
+    """Where it is for the embeddings of several texts: those. `canonical` is `base` and their JSON then."""
+    base: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,14 +107,28 @@ def to_call(path: str, body: bytes, depth: int, sampled: bool) -> Call:
     embedding = path.endswith("/embeddings")
     steady = embedding or sampled or fields.get("temperature") == 0
     kept = {name: value for name, value in fields.items() if name not in _UNUSED_IN_ANSWER}
+    texts: tuple[str, ...] = ()
+    given = b""
+    if embedding:
+        texts, given = _texts(kept.pop("input", None))
+    base = orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
     return Call(
         wire="openai",
         path=path,
         model=model,
         body=body,
         headers=(("content-type", "application/json"),),
-        canonical=orjson.dumps(kept, option=orjson.OPT_SORT_KEYS),
+        canonical=base + given,
         cacheable=steady,
         stream=stream and not embedding,
         tokens=max(1, len(body) // _BYTES_PER_TOKEN),
+        texts=texts,
+        base=base,
     )
+
+
+def _texts(given: Any) -> tuple[tuple[str, ...], bytes]:
+    """The texts of an `input` that holds several, and the one spelling of any: a list of one is that one."""
+    if not isinstance(given, list) or not given or not all(isinstance(text, str) for text in given):
+        return (), orjson.dumps(given)
+    return (tuple(given), orjson.dumps(given)) if len(given) > 1 else ((), orjson.dumps(given[0]))

@@ -5,6 +5,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final
 
+import orjson
+
 from app.types import Call
 
 _PERSON: Final = b"tidegate-cache-1"
@@ -16,10 +18,26 @@ def cache_key(tenant: str, permitted: Sequence[str], prefer: Sequence[str], call
     The permitted set is part of it: an answer computed in one region never reaches a request that may not go there. So
     is the order of regions that was asked for: who wants another region gets its answer.
     """
-    asked = (_utf8(call.path), _utf8(call.model), b"stream" if call.stream else b"whole", call.canonical)
-    digest = blake2b(_who(tenant, tuple(permitted), tuple(prefer), call.wire), digest_size=32, person=_PERSON)
-    digest.update(_prefixed(asked))
+    digest = _begun(tenant, permitted, prefer, call)
+    digest.update(_prefixed((call.canonical,)))
     return digest.digest()
+
+
+def item_keys(tenant: str, permitted: Sequence[str], prefer: Sequence[str], call: Call) -> tuple[bytes, ...]:
+    """For each of the call's texts the key that a call for it alone has."""
+    begun = _begun(tenant, permitted, prefer, call)
+    keys = []
+    for text in call.texts:
+        digest = begun.copy()
+        digest.update(_prefixed((call.base + orjson.dumps(text),)))
+        keys.append(digest.digest())
+    return tuple(keys)
+
+
+def _begun(tenant: str, permitted: Sequence[str], prefer: Sequence[str], call: Call) -> blake2b:
+    digest = blake2b(_who(tenant, tuple(permitted), tuple(prefer), call.wire), digest_size=32, person=_PERSON)
+    digest.update(_prefixed((_utf8(call.path), _utf8(call.model), b"stream" if call.stream else b"whole")))
+    return digest
 
 
 @lru_cache(maxsize=1024)

@@ -1,10 +1,12 @@
+import json
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.policy.cache_key import cache_key
+from app.api.openai import to_call
+from app.policy.cache_key import cache_key, item_keys
 from app.types import Call
 
 CALL = Call(
@@ -70,3 +72,16 @@ def test_the_order_of_regions_and_the_spelling_of_the_body_do_not_count():
     same = replace(CALL, body=b'{ "input": "a" }', headers=(), tokens=9)
     assert cache_key("t", ("us-east", "eu-west"), (), same) == cache_key("t", ("eu-west", "us-east"), (), CALL)
     assert len(cache_key("t", ("us-east",), (), CALL)) == 32
+
+
+@given(st.lists(st.text(max_size=4), min_size=2, max_size=4))
+@settings(deadline=None)
+def test_a_text_among_several_has_the_key_that_it_has_alone(given_texts):
+    def call(given):
+        return to_call("/v1/embeddings", json.dumps({"model": "m", "input": given}).encode(), 8, sampled=False)
+
+    several = call(given_texts)
+    alone = tuple(cache_key("t", ("r",), (), call(text)) for text in given_texts)
+    assert item_keys("t", ("r",), (), several) == alone
+    assert cache_key("t", ("r",), (), several) not in alone
+    assert alone == tuple(cache_key("t", ("r",), (), call([text])) for text in given_texts)
