@@ -1,13 +1,13 @@
 """Who may do what: API keys to principals. Keys are held as SHA-256 digests only."""
 
 import hashlib
-import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from app.config import Tenant
 from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.fields import Fields
+from app.policy.quota import Account, account
 from app.types import Scope
 
 _IMPLIED: dict[Scope, Scope] = {"audit:read": "audit:admin"}
@@ -19,6 +19,7 @@ class Principal:
 
     tenant: Tenant
     key_id: str
+    account: Account
 
     def may(self, scope: Scope) -> bool:
         return scope in self.tenant.scopes or _IMPLIED.get(scope) in self.tenant.scopes
@@ -33,7 +34,11 @@ class KeyRing:
     """All keys of a configuration, found by digest, so that no comparison depends on the key's own bytes."""
 
     def __init__(self, tenants: Iterable[Tenant]) -> None:
-        self._tenants = {key.removeprefix("sha256:"): tenant for tenant in tenants for key in tenant.keys}
+        self._principals = {
+            digest: Principal(tenant, digest[:8], account(tenant, digest))
+            for tenant in tenants
+            for digest in (key.removeprefix("sha256:") for key in tenant.keys)
+        }
 
     def authenticate(self, headers: Fields) -> Principal:
         """The principal of the key in Authorization, x-api-key or api-key.
@@ -44,12 +49,11 @@ class KeyRing:
         if key is None:
             raise Unauthenticated(headers={"WWW-Authenticate": 'Bearer realm="tidegate"'})
         digest = hashlib.sha256(key.encode("latin-1", "replace")).hexdigest()
-        for known, tenant in self._tenants.items():
-            if hmac.compare_digest(known, digest):
-                return Principal(tenant, digest[:8])
-        raise Unauthenticated(
-            "wrong_key", headers={"WWW-Authenticate": 'Bearer realm="tidegate", error="invalid_token"'}
-        )
+        found = self._principals.get(digest)
+        if found is None:
+            challenge = 'Bearer realm="tidegate", error="invalid_token"'
+            raise Unauthenticated("wrong_key", headers={"WWW-Authenticate": challenge})
+        return found
 
 
 def _sent_key(headers: Fields) -> str | None:

@@ -197,6 +197,8 @@ class _Outgoing:
         """The answer's own head, then what it does not say itself; the request's id and the timing are ours alone."""
         exchange = self._exchange
         own = {name.lower(): value for name, value in exchange.headers.items()}
+        if exchange.bill is not None:
+            own.update(exchange.bill.headers())
         ours = {"x-request-id": exchange.request_id, "server-timing": exchange.server_timing()}
         if exchange.traceparent:
             ours["traceparent"] = exchange.traceparent

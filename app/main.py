@@ -134,7 +134,7 @@ class Works:
             forwarder=forwarder,
             limiter=self._limiter,
             recorder=recorder,
-            delivery=Delivery(recorder, forwarder, self._limiter, cache),
+            delivery=Delivery(recorder, forwarder, cache),
             cache=cache,
             metrics=self.metrics,
         )

@@ -4,7 +4,6 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -19,7 +18,7 @@ from app.exchange import CLIENT_CLOSED, Exchange
 from app.facts import check_body_head, read, timeout
 from app.fleet.registry import Registry
 from app.forwarding import Forwarder
-from app.limiting import Limiter
+from app.limiting import Hold, Limiter
 from app.policy.cache_control import CacheControl, parse
 from app.policy.cache_key import cache_key
 from app.policy.explain import resolve
@@ -74,7 +73,7 @@ class Gateway:
         check_body_head(exchange.head.headers, exchange.wire, self.settings.gateway.body_limit)
         self._decide(exchange, principal)
         with exchange.timed("limit"):
-            self.limiter.request(exchange, principal.tenant)
+            self.limiter.admit(exchange, principal)
 
     def _decide(self, exchange: Exchange, principal: Principal) -> None:
         assert exchange.caller is not None  # noqa: S101 - authenticate has set it
@@ -109,34 +108,50 @@ class Gateway:
 
         Raises the `GatewayError` that the caller is to see.
         """
-        principal, decision = exchange.principal, exchange.decision
-        assert principal is not None and decision is not None  # noqa: S101, PT018 - admit has set them
+        decision = exchange.decision
+        assert decision is not None  # noqa: S101 - admit has set it
         if exchange.left() <= 0:
             raise DeadlineExceeded(limit=timedelta(seconds=exchange.timeout))
         exchange.model = call.model[:_MODEL_LENGTH]
         able = self._able(decision.permitted, call)
         ranked = self._rank(exchange, able)
-        self.limiter.tokens(exchange, principal.tenant, call.tokens)
+        hold = self.limiter.reserve(exchange, call)
+        try:
+            return await self._answer(exchange, call, ranked, able, hold)
+        finally:
+            if not hold.handed_on:
+                hold.leave()
+
+    async def _answer(
+        self,
+        exchange: Exchange,
+        call: Call,
+        ranked: Sequence[PermittedRegion],
+        able: Sequence[PermittedRegion],
+        hold: Hold,
+    ) -> Reply:
         control = parse(exchange.head.headers.getlist("cache-control"))
-        key = None
-        if call.cacheable and not control.bypasses:
-            key = cache_key(principal.tenant.id, decision.permitted, exchange.prefer, call)
+        key = self._key(exchange, call) if call.cacheable and not control.bypasses else None
         with exchange.timed("cache"):
             entry = self._look_up(exchange, key, control)
         if entry is None and control.only_if_cached:
             raise CacheMiss
         if entry is not None:
-            self.limiter.settle(principal.tenant, call.tokens, 0)
+            hold.settle(0)
             return await self.delivery.cached(exchange, entry)
-        with ExitStack() as held:
-            held.enter_context(self.limiter.running(principal.tenant))
-            try:
-                await self.recorder.permitted(exchange, ranked[0])
-                forwarded = await self.forwarder.forward(exchange, call, ranked, able)
-            except asyncio.CancelledError:
-                await to_the_end(self.recorder.completed(exchange, "cancelled", CLIENT_CLOSED))
-                raise
-            return await self.delivery.forwarded(exchange, call, key, forwarded, held)
+        hold.enter()
+        try:
+            await self.recorder.permitted(exchange, ranked[0])
+            forwarded = await self.forwarder.forward(exchange, call, ranked, able)
+        except asyncio.CancelledError:
+            hold.settle(call.tokens - call.answer_tokens if exchange.attempts else 0)
+            await to_the_end(self.recorder.completed(exchange, "cancelled", CLIENT_CLOSED))
+            raise
+        return await self.delivery.forwarded(exchange, call, key, forwarded, hold)
+
+    def _key(self, exchange: Exchange, call: Call) -> bytes:
+        assert exchange.principal is not None and exchange.decision is not None  # noqa: S101, PT018 - admit has set them
+        return cache_key(exchange.principal.tenant.id, exchange.decision.permitted, exchange.prefer, call)
 
     def _able(self, permitted: Sequence[PermittedRegion], call: Call) -> list[PermittedRegion]:
         """The permitted regions that are configured to serve the model; raises `ModelNotFound` where there is none."""

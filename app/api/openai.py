@@ -107,6 +107,7 @@ def to_call(path: str, body: bytes, depth: int, sampled: bool) -> Call:
     embedding = path.endswith("/embeddings")
     steady = embedding or sampled or fields.get("temperature") == 0
     kept = {name: value for name, value in fields.items() if name not in _UNUSED_IN_ANSWER}
+    answer = 0 if embedding else _answer_tokens(fields)
     return Call(
         wire="openai",
         path=path,
@@ -116,5 +117,16 @@ def to_call(path: str, body: bytes, depth: int, sampled: bool) -> Call:
         canonical=orjson.dumps(kept, option=orjson.OPT_SORT_KEYS),
         cacheable=steady and not stream,
         stream=stream and not embedding,
-        tokens=max(1, len(body) // _BYTES_PER_TOKEN),
+        tokens=max(1, len(body) // _BYTES_PER_TOKEN) + answer,
+        answer_tokens=answer,
     )
+
+
+def _answer_tokens(fields: dict[str, Any]) -> int:
+    """How many tokens the answer may have, where the caller says so; what is wrong with it is the backend's to say."""
+    most = max(_count(fields.get(name)) for name in ("max_completion_tokens", "max_tokens"))
+    return most * max(1, _count(fields.get("n")), _count(fields.get("best_of")))
+
+
+def _count(value: Any) -> int:
+    return max(value, 0) if isinstance(value, int) and not isinstance(value, bool) else 0
