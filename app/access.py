@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from app.config import Tenant
 from app.errors import Forbidden, InvalidRequest, Unauthenticated
 from app.fields import Fields
+from app.policy.quota import Account, account
 from app.types import Scope
 
 _IMPLIED: dict[Scope, Scope] = {"audit:read": "audit:admin"}
@@ -19,6 +20,7 @@ class Principal:
 
     tenant: Tenant
     key_id: str
+    account: Account
 
     def may(self, scope: Scope) -> bool:
         return scope in self.tenant.scopes or _IMPLIED.get(scope) in self.tenant.scopes
@@ -33,10 +35,11 @@ class KeyRing:
     """All keys of a configuration, found by the start of their digest, which no caller can steer by a key's bytes."""
 
     def __init__(self, tenants: Iterable[Tenant]) -> None:
-        digests = ((key.removeprefix("sha256:"), tenant) for tenant in tenants for key in tenant.keys)
         self._principals: dict[str, list[tuple[str, Principal]]] = {}
-        for digest, tenant in digests:
-            self._principals.setdefault(digest[:8], []).append((digest, Principal(tenant, digest[:8])))
+        for tenant in tenants:
+            for digest in (key.removeprefix("sha256:") for key in tenant.keys):
+                principal = Principal(tenant, digest[:8], account(tenant, digest))
+                self._principals.setdefault(digest[:8], []).append((digest, principal))
 
     def authenticate(self, headers: Fields) -> Principal:
         """The principal of the key in Authorization, x-api-key or api-key.

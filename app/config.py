@@ -263,10 +263,17 @@ class Instrument(Section):
     withdrawn: date | None = None
 
 
-class Limits(Section):
+class Quota(Section):
     requests: Rate | None = None
     tokens: Rate | None = None
     concurrency: int | None = Field(default=None, gt=0)
+
+
+class Limits(Quota):
+    """Of a tenant: for all that it sends, for each of its keys by itself, and for models by their names."""
+
+    per_key: Quota = Quota()
+    models: dict[str, Quota] = Field(default_factory=dict)
 
 
 class Tenant(Section):

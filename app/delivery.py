@@ -2,8 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 
 import structlog
@@ -15,7 +15,7 @@ from app.errors import InvalidRequest, ModelNotFound, NotFound, PayloadTooLarge
 from app.exchange import Exchange
 from app.fleet.worker_client import AttemptFailed, UpstreamStream
 from app.forwarding import Forwarded, Forwarder
-from app.limiting import Limiter
+from app.limiting import Hold
 from app.policy.explain import route_reason
 from app.recorder import Recorder
 from app.shapes import in_shape
@@ -27,6 +27,7 @@ _KEPT_HEADERS = frozenset({"content-type", "content-encoding", "retry-after", "r
 _USED = re.compile(rb'"total_tokens"\s*:\s*(\d{1,12})')
 _EVENT = re.compile(rb"(?s).+?(?:\r\n\r\n|\n\n|\r\r|\Z)")
 """An event of a stream with the empty line that ends it."""
+_DATA = b"data:"
 _TAIL = 4096
 """Bytes at a stream's end in which its usage is looked for: OpenAI sends it in the last event before [DONE]."""
 _AFTER_END = 0.25
@@ -39,10 +40,9 @@ log = structlog.get_logger("tidegate.delivery")
 class Delivery:
     """Gives answers to callers, and tells limits, cache, registry and audit how they ended."""
 
-    def __init__(self, recorder: Recorder, forwarder: Forwarder, limiter: Limiter, caching: Caching) -> None:
+    def __init__(self, recorder: Recorder, forwarder: Forwarder, caching: Caching) -> None:
         self._recorder = recorder
         self._forwarder = forwarder
-        self._limiter = limiter
         self._caching = caching
 
     async def cached(self, exchange: Exchange, entry: CacheEntry) -> Reply:
@@ -57,15 +57,17 @@ class Delivery:
         served_by(exchange, entry.region)
         return _kept(entry)
 
-    async def forwarded(self, exchange: Exchange, wanted: Wanted, forwarded: Forwarded, held: ExitStack) -> Reply:
-        """A backend's answer; a stream takes what is `held` along to its end. Raises the error that a refusal means."""
+    async def forwarded(self, exchange: Exchange, wanted: Wanted, forwarded: Forwarded, hold: Hold) -> Reply:
+        """A backend's answer; a stream takes the hold along to its end. Raises the error that a refusal means."""
         call, key, batch = wanted.call, wanted.key, wanted.batch
         reply = forwarded.reply
         served_by(exchange, forwarded.region)
         headers = {name: value for name, value in reply.headers if name in _KEPT_HEADERS}
         if isinstance(reply.body, UpstreamStream):
-            stream = self._stream(exchange, call, key, forwarded, held.pop_all())
-            return Reply(reply.status, tuple(headers.items()), stream)
+            hold.handed_on = True
+            parts = self._stream(exchange, call, key, forwarded, hold)
+            unread = partial(self._unread, exchange, call, forwarded, reply.body, hold)
+            return Reply(reply.status, tuple(headers.items()), Stream(parts, unread))
         body = reply.body
         answer = Reply(reply.status, tuple(headers.items()), body)
         outcome: CompletionOutcome = "served"
@@ -75,7 +77,8 @@ class Delivery:
             body = in_shape(call.wire, body)
             headers["content-type"] = "application/json"
         else:
-            self._settle(exchange, call, body)
+            used = _used(body)
+            hold.settle(call.tokens if used is None else used)
             if batch is not None:
                 body = batch.whole(body) or body
         await self._complete(exchange, forwarded, outcome, len(body))
@@ -84,24 +87,20 @@ class Delivery:
         return Reply(reply.status, tuple(headers.items()), body)
 
     async def _stream(
-        self,
-        exchange: Exchange,
-        call: Call,
-        key: bytes | None,
-        forwarded: Forwarded,
-        held: ExitStack,
-    ) -> AsyncIterator[bytes]:
+        self, exchange: Exchange, call: Call, key: bytes | None, forwarded: Forwarded, hold: Hold
+    ) -> AsyncGenerator[bytes]:
         """The events as they come, but for the closing one, which waits until the completion is durable."""
         body = forwarded.reply.body
         assert isinstance(body, UpstreamStream)  # noqa: S101 - its caller has looked
         outcome: CompletionOutcome = "cancelled"
-        size = 0
+        size = events = 0
         tail = b""
         end = EndOfStream()
         copy = None if key is None else bytearray()
         try:
             async for chunk in _within(exchange, body):
                 size += len(chunk)
+                events += chunk.count(_DATA)
                 tail = (tail + chunk)[-_TAIL:]
                 if passed := end.feed(chunk):
                     if copy is not None:
@@ -112,7 +111,7 @@ class Delivery:
                     await _exhaust(body, end)
                     break
             outcome = "served"
-            self._settle(exchange, call, tail)
+            hold.settle(_used_by(call, tail, events))
             await self._complete(exchange, forwarded, outcome, size)
             if key is not None and copy is not None and end.found and forwarded.reply.status == HTTPStatus.OK:
                 kept = {name: value for name, value in forwarded.reply.headers if name in _KEPT_HEADERS}
@@ -126,9 +125,19 @@ class Delivery:
             log.warning("stream broken off", region=forwarded.region, outcome=error.outcome)
             raise
         finally:
-            held.close()
+            hold.settle(_used_by(call, tail, events))
+            hold.leave()
             self._forwarder.ended(forwarded, failed=outcome == "failed")
             await self._end(exchange, forwarded, body, outcome, size)
+
+    async def _unread(
+        self, exchange: Exchange, call: Call, forwarded: Forwarded, body: UpstreamStream, hold: Hold
+    ) -> None:
+        """The end of a stream of which nobody has taken a part: its client left when it was about to begin."""
+        hold.settle(_used_by(call, b"", 0))
+        hold.leave()
+        self._forwarder.ended(forwarded, failed=False)
+        await self._end(exchange, forwarded, body, "cancelled", 0)
 
     async def _complete(self, exchange: Exchange, forwarded: Forwarded, outcome: CompletionOutcome, size: int) -> None:
         await self._recorder.completed(exchange, outcome, forwarded.reply.status, region=forwarded.region, size=size)
@@ -141,11 +150,40 @@ class Delivery:
         finally:
             await body.aclose()
 
-    def _settle(self, exchange: Exchange, call: Call, body: bytes) -> None:
-        """Charge what the backend says was used, where it says so, in place of the estimate."""
-        used = _USED.findall(body)
-        if exchange.principal and used:
-            self._limiter.settle(exchange.principal.tenant, call.tokens, int(used[-1]))
+
+class Stream:
+    """The parts of an answer. A generator that was never begun runs none of its `finally`: `unread` is for that."""
+
+    def __init__(self, parts: AsyncGenerator[bytes], unread: Callable[[], Awaitable[None]]) -> None:
+        self._parts = parts
+        self._unread = unread
+        self._begun = False
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        self._begun = True
+        return self._parts
+
+    async def __anext__(self) -> bytes:
+        return await anext(aiter(self))
+
+    async def aclose(self) -> None:
+        """End the stream, wherever it is."""
+        if not self._begun:
+            self._begun = True
+            await self._unread()
+        await self._parts.aclose()
+
+
+def _used(body: bytes) -> int | None:
+    """The tokens that the backend says were used, where it says so."""
+    found = _USED.findall(body)
+    return int(found[-1]) if found else None
+
+
+def _used_by(call: Call, tail: bytes, events: int) -> int:
+    """What a stream used: as its backend says, else what was asked and a token for each event of the answer."""
+    used = _used(tail)
+    return call.tokens - call.answer_tokens + events if used is None else used
 
 
 def _kept(entry: CacheEntry) -> Reply:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from app.access import Principal
 from app.audit.record import Attempt, Record
+from app.policy.bill import Bill
 from app.types import Caller, Decision, Head, PermittedRegion, Question, Wire
 
 CLIENT_CLOSED = 499
@@ -35,6 +36,8 @@ class Exchange:
     """Whether this is a request for inference: one that is decided about, and recorded."""
     principal: Principal | None = None
     caller: Caller | None = None
+    bill: Bill | None = None
+    """What the limits were charged; None before any was looked at."""
     question: Question | None = None
     prefer: tuple[str, ...] = ()
     subject_id: str | None = None

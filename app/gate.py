@@ -203,7 +203,8 @@ class _Outgoing:
         exchange = self._exchange
         completed = [field for field in headers if field[0] not in _OURS]
         said = {name for name, _ in completed}
-        for name, value in exchange.headers.items():
+        own = exchange.headers if exchange.bill is None else exchange.headers | exchange.bill.headers()
+        for name, value in own.items():
             lower = _lower(name)
             if lower not in said:
                 completed.append((lower, value.encode("latin-1")))

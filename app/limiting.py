@@ -1,90 +1,142 @@
-"""Limits of a tenant: requests before the body, tokens and concurrency after it, told in every answer's headers."""
+"""Limits: requests before the body, tokens and concurrency after it, given back where they turn out not to be used.
 
-import math
+What one limit refuses is charged to none, also where others had been charged before.
+"""
+
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import timedelta
 
-from app.config import Limits, Rate, Tenant
+from app.access import Principal
 from app.errors import RateLimited
 from app.exchange import Exchange
-from app.policy.rate import Allowance
+from app.policy.bill import Bill, Charge
+from app.policy.quota import Claim, Place, Terms
 from app.stores.base import LimitStore
 from app.telemetry.metrics import Metrics
+from app.types import Call
+
+_NO_TERMS = Terms(requests=(), tokens=(), places=(), policy="")
+_WHEN_FULL = timedelta(seconds=1)
+"""When to come back where too many requests run: nobody knows when one of them ends."""
+
+
+class Hold:
+    """What a request holds of the limits until it ends: tokens that it may use, and its place among those that run.
+
+    `leave` is due once, whatever happens; where a stream takes the hold along, it falls to the stream.
+    """
+
+    __slots__ = ("_bill", "_metrics", "_open", "_places", "_store", "_terms", "handed_on")
+
+    def __init__(self, store: LimitStore, metrics: Metrics, bill: Bill, terms: Terms) -> None:
+        self._store = store
+        self._metrics = metrics
+        self._bill = bill
+        self._terms = terms
+        self._places: Sequence[Place] = ()
+        self._open = True
+        self.handed_on = False
+
+    def enter(self) -> None:
+        """Take a place among the requests that run; raises `RateLimited`, with nothing charged, where all are taken."""
+        places = self._terms.places
+        if not places:
+            return
+        full = self._store.acquire(places)
+        if full is None:
+            self._places = places
+            return
+        self.settle(0)
+        self._bill.requests = _settled(self._store, self._bill.requests, 0)
+        self._metrics.limited(full.name)
+        raise RateLimited("concurrency", n=full.most, retry_after=_WHEN_FULL)
+
+    def settle(self, used: int) -> None:
+        """Charge what was used in place of what was expected. The first word on it counts."""
+        if self._open:
+            self._open = False
+            self._bill.tokens = _settled(self._store, self._bill.tokens, used)
+
+    def leave(self) -> None:
+        """Give the place up, and the tokens back whole where nothing was said of their use."""
+        self.settle(0)
+        places, self._places = self._places, ()
+        if places:
+            self._store.release(places)
 
 
 class Limiter:
-    """Charges a tenant's limits. Every charge is kept per tenant, whichever of its keys was used."""
+    """Charges the limits of tenants, keys and models; every key of a tenant counts towards the tenant's."""
 
     def __init__(self, store: LimitStore, metrics: Metrics) -> None:
         self._store = store
         self._metrics = metrics
 
-    def request(self, exchange: Exchange, tenant: Tenant) -> None:
-        """Charge one request; raises `RateLimited`."""
-        self._charge(exchange, tenant, "requests", tenant.limits.requests, 1)
+    def admit(self, exchange: Exchange, principal: Principal) -> None:
+        """Charge one request to tenant and key; raises `RateLimited`."""
+        account = principal.account
+        exchange.bill = bill = Bill(account.terms.policy)
+        if account.arrival:
+            bill.requests, refused = self._charge(account.arrival)
+            if refused:
+                raise self._refusal(bill.requests)
 
-    def tokens(self, exchange: Exchange, tenant: Tenant, estimate: int) -> None:
-        """Charge the tokens that a request is expected to use; raises `RateLimited`."""
-        self._charge(exchange, tenant, "tokens", tenant.limits.tokens, estimate)
+    def reserve(self, exchange: Exchange, call: Call) -> Hold:
+        """Charge the request to its model, and the tokens that it may use; raises `RateLimited`, nothing charged."""
+        bill, principal = exchange.bill, exchange.principal
+        assert bill is not None and principal is not None  # noqa: S101, PT018 - admit has set them
+        terms = principal.account.of(call.model)
+        bill.policy = terms.policy
+        if terms.tokens or terms.requests:
+            self._reserve(bill, terms, call.tokens)
+        return Hold(self._store, self._metrics, bill, terms)
 
-    def settle(self, tenant: Tenant, estimate: int, used: int) -> None:
-        """Give back what a request was charged beyond what it used, or charge what it used beyond that."""
-        if tenant.limits.tokens is not None and used != estimate:
-            self._store.refund(f"{tenant.id}/tokens", estimate - used)
+    def unbounded(self) -> Hold:
+        """The hold of a request that is nobody's."""
+        return Hold(self._store, self._metrics, Bill(""), _NO_TERMS)
 
-    @contextmanager
-    def running(self, tenant: Tenant) -> Iterator[None]:
-        """Hold one of the tenant's places for concurrent requests; raises `RateLimited` where all are taken."""
-        limit = tenant.limits.concurrency
-        if limit is None:
-            yield
-            return
-        if not self._store.acquire(tenant.id, limit):
-            self._metrics.limited("concurrency")
-            raise RateLimited("concurrency", n=limit, retry_after=timedelta(seconds=1))
-        try:
-            yield
-        finally:
-            self._store.release(tenant.id)
+    def _reserve(self, bill: Bill, terms: Terms, tokens: int) -> None:
+        own = terms.requests
+        claims = [Claim(limit, tokens) for limit in terms.tokens]
+        charges, refused = self._charge([*own, *claims] if own else claims)
+        before = bill.requests
+        bill.tokens = charges[len(own) :] if own else charges
+        if refused:
+            before = _settled(self._store, before, 0)
+        if own or refused:
+            bill.requests = [*before, *charges[: len(own)]]
+        if refused:
+            raise self._refusal(charges)
 
-    def _charge(self, exchange: Exchange, tenant: Tenant, name: str, rate: Rate | None, cost: int) -> None:
-        if rate is None:
-            return
-        allowance = self._store.charge(f"{tenant.id}/{name}", rate, cost, time.monotonic())
-        exchange.headers.update(limit_headers(name, rate, allowance))
-        exchange.headers["RateLimit-Policy"] = _policies(tenant.limits)
-        told = exchange.headers.get("RateLimit")
-        own = f'"{name}";r={allowance.remaining};t={math.ceil(allowance.reset_after)}'
-        exchange.headers["RateLimit"] = f"{told}, {own}" if told else own
-        if allowance.allowed:
-            return
-        self._metrics.limited(name)
+    def _charge(self, claims: Sequence[Claim]) -> tuple[Sequence[Charge], bool]:
+        """What the claims came to, and whether one of them, and so all, were refused."""
+        allowances = self._store.charge(claims, time.monotonic())
+        refused = False
+        for allowance in allowances:
+            if not allowance.allowed:
+                refused = True
+        return list(zip(claims, allowances, strict=True)), refused
+
+    def _refusal(self, charges: Sequence[Charge]) -> RateLimited:
+        """The error for the limit that takes longest to have room."""
+        refused = [charge for charge in charges if not charge[1].allowed]
+        (limit, cost), allowance = max(refused, key=_wait)
+        self._metrics.limited(limit.name)
         if allowance.retry_after is None:
-            raise RateLimited("never", n=cost, limit=rate.burst)
-        detail = None if name == "requests" else name
-        raise RateLimited(detail, retry_after=timedelta(seconds=allowance.retry_after))
+            return RateLimited("never", n=cost, limit=limit.rate.burst)
+        detail = "tokens" if limit.name.endswith("tokens") else None
+        return RateLimited(detail, retry_after=timedelta(seconds=allowance.retry_after))
 
 
-def limit_headers(name: str, rate: Rate, allowance: Allowance) -> dict[str, str]:
-    """OpenAI's headers for one limit; the reset is a duration such as 1m30s or 20ms."""
-    return {
-        f"x-ratelimit-limit-{name}": str(rate.amount),
-        f"x-ratelimit-remaining-{name}": str(allowance.remaining),
-        f"x-ratelimit-reset-{name}": _span(allowance.reset_after),
-    }
+def _wait(charge: Charge) -> float:
+    wait = charge[1].retry_after
+    return float("inf") if wait is None else wait
 
 
-def _policies(limits: Limits) -> str:
-    """RateLimit-Policy (draft-ietf-httpapi-ratelimit-headers): quota and window in seconds of each limit."""
-    rates = (("requests", limits.requests), ("tokens", limits.tokens))
-    return ", ".join(f'"{name}";q={rate.amount};w={rate.seconds}' for name, rate in rates if rate)
-
-
-def _span(seconds: float) -> str:
-    if seconds < 1:
-        return f"{math.ceil(max(seconds, 0.0) * 1000)}ms"
-    minutes, rest = divmod(math.ceil(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{rest}s"
+def _settled(store: LimitStore, charges: Sequence[Charge], used: int) -> Sequence[Charge]:
+    now = time.monotonic()
+    return [
+        (Claim(limit, used), store.settle(limit, allowance, cost - used, now) if cost != used else allowance)
+        for (limit, cost), allowance in charges
+    ]

@@ -145,7 +145,7 @@ class Works:
             forwarder=forwarder,
             limiter=self._limiter,
             recorder=recorder,
-            delivery=Delivery(recorder, forwarder, self._limiter, caching),
+            delivery=Delivery(recorder, forwarder, caching),
             caching=caching,
             metrics=self.metrics,
         )

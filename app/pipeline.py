@@ -4,7 +4,6 @@ import asyncio
 import random
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import TypeVar
@@ -22,7 +21,7 @@ from app.exchange import CLIENT_CLOSED, Exchange
 from app.facts import check_body_head, read, timeout
 from app.fleet.registry import Registry
 from app.forwarding import Forwarder
-from app.limiting import Limiter
+from app.limiting import Hold, Limiter
 from app.policy.cache_control import CacheControl, parse
 from app.policy.cache_key import cache_key, item_keys
 from app.policy.explain import conclude
@@ -98,7 +97,7 @@ class Gateway:
         self._decide(exchange, principal)
         began = time.monotonic()
         try:
-            self.limiter.request(exchange, principal.tenant)
+            self.limiter.admit(exchange, principal)
         finally:
             exchange.spent("limit", began)
 
@@ -131,52 +130,54 @@ class Gateway:
 
         Raises the `GatewayError` that the caller is to see.
         """
-        principal, decision = exchange.principal, exchange.decision
-        assert principal is not None and decision is not None  # noqa: S101, PT018 - admit has set them
+        decision = exchange.decision
+        assert decision is not None  # noqa: S101 - admit has set it
         if exchange.left() <= 0:
             raise DeadlineExceeded(limit=timedelta(seconds=exchange.timeout))
         exchange.model = call.model[:_MODEL_LENGTH]
         able = self._able(decision.permitted, call)
         ranked = self._ranked(exchange, decision.permitted, able)
-        self.limiter.tokens(exchange, principal.tenant, call.tokens)
+        hold = self.limiter.reserve(exchange, call)
+        try:
+            return await self._answer(exchange, Wanted(call, None, ranked, able), hold)
+        finally:
+            if not hold.handed_on:
+                hold.leave()
+
+    async def _answer(self, exchange: Exchange, wanted: Wanted, hold: Hold) -> Reply:
+        call = wanted.call
         asked = exchange.head.headers.getlist("cache-control")
         control = parse(asked) if asked else _NOTHING_ASKED
         began = time.monotonic()
-        wanted = Wanted(call, None, ranked, able)
         if call.cacheable and not control.bypasses:
-            wanted = self._known(exchange, principal.tenant.id, decision.permitted, wanted, control)
+            wanted = self._known(exchange, wanted, control)
         entry = await self._cached(exchange, wanted, control)
         exchange.spent("cache", began)
-        if entry is None and not ranked:
-            entry = self._rescued(exchange, wanted, control, NoHealthyRegion.among(able))
+        if entry is None and not wanted.ranked:
+            entry = self._rescued(exchange, wanted, control, NoHealthyRegion.among(wanted.able))
         if entry is not None:
-            if began >= entry.fresh and ranked and wanted.key:
+            if began >= entry.fresh and wanted.ranked and wanted.key:
                 self.caching.flights.renew(wanted.key, lambda: self._renew(exchange.again(), wanted))
-            self.limiter.settle(principal.tenant, call.tokens, 0)
+            hold.settle(0)
             return await self.delivery.cached(exchange, entry)
-        with self.caching.flights.leading(None if call.stream else wanted.key), ExitStack() as held:
-            held.enter_context(self.limiter.running(principal.tenant))
+        with self.caching.flights.leading(None if call.stream else wanted.key):
+            hold.enter()
             try:
-                return await self._fetch(exchange, wanted, held)
+                return await self._fetch(exchange, wanted, hold)
             except GatewayError as error:
                 if error.status < _INTERNAL_SERVER_ERROR or exchange.record is None:
                     raise
                 return await self.delivery.rescued(exchange, self._rescued(exchange, wanted, control, error))
 
-    def _known(
-        self,
-        exchange: Exchange,
-        tenant: str,
-        permitted: Sequence[PermittedRegion],
-        wanted: Wanted,
-        control: CacheControl,
-    ) -> Wanted:
+    def _known(self, exchange: Exchange, wanted: Wanted, control: CacheControl) -> Wanted:
         """The same under its key in the cache; of several texts, only those remain to fetch that are not known."""
+        assert exchange.principal is not None and exchange.decision is not None  # noqa: S101, PT018 - admit has set them
+        asking = exchange.principal.tenant.id, exchange.decision.permitted, exchange.prefer
         call, batch = wanted.call, None
         if call.texts:
-            batch = self.caching.batch(call, item_keys(tenant, permitted, exchange.prefer, call), control)
+            batch = self.caching.batch(call, item_keys(*asking, call), control)
             call = batch.rest() if batch.partly_known else call
-        return replace(wanted, call=call, key=cache_key(tenant, permitted, exchange.prefer, call), batch=batch)
+        return replace(wanted, call=call, key=cache_key(*asking, call), batch=batch)
 
     def _rescued(self, exchange: Exchange, wanted: Wanted, control: CacheControl, error: GatewayError) -> CacheEntry:
         """The answer of earlier that stands in where no region gives one; raises the error where there is none."""
@@ -186,8 +187,9 @@ class Gateway:
         self.caching.tell(exchange, "HIT", entry)
         return entry
 
-    async def _fetch(self, exchange: Exchange, wanted: Wanted, held: ExitStack) -> Reply:
+    async def _fetch(self, exchange: Exchange, wanted: Wanted, hold: Hold) -> Reply:
         """A region's answer, its decision durable before anything is sent."""
+        call = wanted.call
         try:
             await self.recorder.permitted(exchange, wanted.ranked[0])
             forwarded = await self.forwarder.forward(exchange, wanted.call, wanted.ranked, wanted.able)
@@ -195,16 +197,17 @@ class Gateway:
                 wanted = wanted.anew()
                 forwarded = await self.forwarder.forward(exchange, wanted.call, wanted.ranked, wanted.able)
         except asyncio.CancelledError:
+            hold.settle(call.tokens - call.answer_tokens if exchange.attempts else 0)
             await self.recorder.completed(exchange, "cancelled", CLIENT_CLOSED)
             raise
-        return await self.delivery.forwarded(exchange, wanted, forwarded, held)
+        return await self.delivery.forwarded(exchange, wanted, forwarded, hold)
 
     async def _renew(self, exchange: Exchange, wanted: Wanted) -> None:
-        """Fetch an answer again that is being given out stale; on record as any other request."""
+        """Fetch an answer again that is being given out stale; recorded as any other request, charged to nobody."""
         exchange.headers["X-Cache-Status"] = "REFRESH"
         try:
-            with self.caching.flights.leading(wanted.key), ExitStack() as held:
-                await self._fetch(exchange, wanted, held)
+            with self.caching.flights.leading(wanted.key):
+                await self._fetch(exchange, wanted, self.limiter.unbounded())
         except GatewayError as error:
             log.warning("an answer could not be renewed", code=error.code, request_id=exchange.request_id)
             await self.refuse(exchange, error)

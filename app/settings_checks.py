@@ -94,6 +94,17 @@ def _unknown_models(data: Any) -> Found:
                     yield key, f"a managed worker has no model {name!r}; {closest(name, list(MODELS))}"
 
 
+def _limits_of_no_model(data: Any) -> Found:
+    """A limit of a model that no backend serves limits nothing: most likely its name is misspelt."""
+    backends = [part for _, region in _parts(data, "regions") for _, part in _parts(region, "backends")]
+    known = [name for part in backends for name in _list(part, "models") if isinstance(name, str)]
+    for index, tenant in _parts(data, "tenants"):
+        for name in _section(_section(tenant, "limits"), "models"):
+            if isinstance(name, str) and name not in known:
+                key = ("tenants", index, "limits", "models", name)
+                yield key, f"no backend serves a model {name!r}; {closest(name, known)}"
+
+
 def _version_in_urls(data: Any) -> Found:
     """Paths such as /v1/embeddings are appended to a backend's URL, which SDKs want with the version in it."""
     for index, region in _parts(data, "regions"):
@@ -131,5 +142,6 @@ _CHECKS: tuple[Callable[[Any], Found], ...] = (
     _unknown_regions,
     _only_on_loopback,
     _unknown_models,
+    _limits_of_no_model,
     _version_in_urls,
 )

@@ -3,7 +3,7 @@
 import copy
 import difflib
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -125,11 +125,18 @@ def _key(name: str, data: Any) -> Key:
 
 
 def _spelled(segment: str, annotation: Any, data: Any) -> str:
-    """Variables are upper case; settings are lower case, and where region ids are names they keep their spelling."""
+    """Variables are upper case; settings are lower case, and where regions or models are names they keep theirs."""
     if get_origin(annotation) is not dict or not isinstance(data, dict):
         return segment.lower()
-    ids = [region.get("id") for region in data.get("regions") or () if isinstance(region, dict)]
-    return next((id_ for id_ in ids if isinstance(id_, str) and _shell(id_) == _shell(segment)), segment.lower())
+    return next((name for name in _names(data) if _shell(name) == _shell(segment)), segment.lower())
+
+
+def _names(data: dict[Any, Any]) -> Iterator[str]:
+    """The names that the file gives to regions and models."""
+    regions = [region for region in data.get("regions") or () if isinstance(region, dict)]
+    yield from (region["id"] for region in regions if isinstance(region.get("id"), str))
+    backends = (part for region in regions for part in region.get("backends") or () if isinstance(part, dict))
+    yield from (name for part in backends for name in part.get("models") or () if isinstance(name, str))
 
 
 def _shell(name: str) -> str:

@@ -154,7 +154,9 @@ class Call:
     cacheable: bool
     stream: bool
     tokens: int
-    """An estimate of the tokens that this request will use, for the limit."""
+    """An estimate of the tokens that this request will use, its answer's included: what the limit sets aside."""
+    answer_tokens: int = 0
+    """Those of them that are for the answer: as many as the caller allows."""
     texts: tuple[str, ...] = ()
     """Where it is for the embeddings of several texts: those. `canonical` is `base` and their JSON then."""
     base: bytes = b""

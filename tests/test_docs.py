@@ -34,7 +34,8 @@ def missing(names: Iterator[str] | list[str] | set[str]) -> list[str]:
 def settings(model: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         below = [one for one in sections(field.annotation) if one is not Rate]
-        many = "[]" if "tuple[" in str(field.annotation) else ""
+        kind = str(field.annotation)
+        many = "[]" if "tuple[" in kind else "{}" if "dict[" in kind else ""
         yield from (key for one in below for key in settings(one, f"{prefix}{name}{many}."))
         if not below:
             yield prefix + name

@@ -135,6 +135,21 @@ def test_paths_are_relative_to_the_file_also_by_default_and_from_the_environment
             "11: tenants.0.instruments.0.valid.1: is missing",
         ),
         ("- id: one", "- {id: one, limits: {requests: 5}}", "11: tenants.0.limits.requests: 5 is not a rate"),
+        (
+            "- id: one",
+            "- {id: one, limits: {models: {llama: {tokens: many}}}}",
+            "11: tenants.0.limits.models.llama.tokens: 'many' is not a rate",
+        ),
+        (
+            "- id: one",
+            "- {id: one, limits: {models: {lama: {concurrency: 1}}}}",
+            "11: tenants.0.limits.models.lama: no backend serves a model 'lama'; did you mean llama?",
+        ),
+        (
+            "- id: one",
+            "- {id: one, limits: {per_key: {concurency: 1}}}",
+            "11: tenants.0.limits.per_key.concurency: unknown key; did you mean concurrency?",
+        ),
         ("- id: one", "- {id: one, allow_regions: [eu-wst]}", "did you mean eu-west?"),
         ("- id: one", "- {id: one, keys: [tg_secret]}", "11: tenants.0.keys.0: a key is stored as sha256:"),
         ("- id: one", "- id: one\n  - id: one", "12: tenants.1.id: the id stands already at tenants.0.id"),
@@ -253,7 +268,8 @@ def test_environment_overrides_at_any_depth(tmp_path: Path) -> None:
             "TIDEGATE_RESILIENCE__BREAKER__FAILURES": "7",
             "TIDEGATE_TENANTS__0__SUBJECT": "NO",
             "TIDEGATE_TENANTS__1__ID": "two",
-            "TIDEGATE_REGIONS__0__BACKENDS__0__MODELS": "[a, b]",
+            "TIDEGATE_REGIONS__0__BACKENDS__0__MODELS": "[a, Org/B-1]",
+            "TIDEGATE_TENANTS__0__LIMITS__MODELS__ORG_B_1__REQUESTS": "5/second",
             "TIDEGATE_GATEWAY__PUBLIC_URLS__EU_WEST": "https://eu.example",
             "TIDEGATE_GATEWAY__TRUSTED_PROXIES__0": "10.0.0.0/8",
             "TIDEGATE_MOE_EXPERTS": "not ours",
@@ -263,7 +279,8 @@ def test_environment_overrides_at_any_depth(tmp_path: Path) -> None:
     assert found.cache.ttl == 60
     assert (found.resilience.breaker.failures, found.resilience.breaker.recovery) == (7, 5)
     assert [(tenant.id, tenant.subject) for tenant in found.tenants] == [("one", "NO"), ("two", None)]
-    assert found.regions[0].backends[0].models == ("a", "b")
+    assert found.regions[0].backends[0].models == ("a", "Org/B-1")
+    assert list(found.tenants[0].limits.models) == ["Org/B-1"]
     assert found.gateway.public_urls == {"eu-west": "https://eu.example"}
     assert str(found.gateway.trusted_proxies[0]) == "10.0.0.0/8"
 

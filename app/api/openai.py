@@ -112,6 +112,7 @@ def to_call(path: str, body: bytes, depth: int, sampled: bool) -> Call:
     if embedding:
         texts, given = _texts(kept.pop("input", None))
     base = orjson.dumps(kept, option=orjson.OPT_SORT_KEYS)
+    answer = 0 if embedding else _answer_tokens(fields)
     return Call(
         wire="openai",
         path=path,
@@ -121,7 +122,8 @@ def to_call(path: str, body: bytes, depth: int, sampled: bool) -> Call:
         canonical=base + given,
         cacheable=steady,
         stream=stream and not embedding,
-        tokens=max(1, len(body) // _BYTES_PER_TOKEN),
+        tokens=max(1, len(body) // _BYTES_PER_TOKEN) + answer,
+        answer_tokens=answer,
         texts=texts,
         base=base,
     )
@@ -132,3 +134,13 @@ def _texts(given: Any) -> tuple[tuple[str, ...], bytes]:
     if not isinstance(given, list) or not given or not all(isinstance(text, str) for text in given):
         return (), orjson.dumps(given)
     return (tuple(given), orjson.dumps(given)) if len(given) > 1 else ((), orjson.dumps(given[0]))
+
+
+def _answer_tokens(fields: dict[str, Any]) -> int:
+    """How many tokens the answer may have, where the caller says so; what is wrong with it is the backend's to say."""
+    most = max(_count(fields.get(name)) for name in ("max_completion_tokens", "max_tokens"))
+    return most * max(1, _count(fields.get("n")), _count(fields.get("best_of")))
+
+
+def _count(value: Any) -> int:
+    return max(value, 0) if isinstance(value, int) and not isinstance(value, bool) else 0

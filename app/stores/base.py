@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
-from app.config import Rate
+from app.policy.quota import Claim, Limit, Place
 from app.policy.rate import Allowance
 from app.types import CacheEntry
 
@@ -203,19 +203,19 @@ class CacheStore(Protocol):
 
 
 class LimitStore(Protocol):
-    """How much each key has used. A key names what is counted and for whom, such as `requests:demo`."""
+    """How much of each limit is used, by the limit's key. `now`: monotonic seconds."""
 
-    def charge(self, key: str, rate: Rate, cost: int, now: float) -> Allowance:
-        """Take `cost` units where they fit, else none. `now`: monotonic seconds.
+    def charge(self, claims: Sequence[Claim], now: float) -> Sequence[Allowance]:
+        """Take all of the claims where each of them fits, else nothing; how each limit stands then, in their order.
 
-        Where the rate is not that of the last time, what was used stays used, in units.
+        Where the rate of a key is not that of the last time, what was used stays used, in units.
         """
 
-    def refund(self, key: str, cost: int) -> None:
-        """Give back units that were taken and not used; a negative cost takes what was used beyond them."""
+    def settle(self, limit: Limit, charged: Allowance, unused: int, now: float) -> Allowance:
+        """Give back units charged and not used (`policy.rate.settled`); negative: take what was used beyond them."""
 
-    def acquire(self, key: str, limit: int) -> bool:
-        """Whether one more of at most `limit` at the same time may run; where it may, `release` must follow."""
+    def acquire(self, places: Sequence[Place]) -> Place | None:
+        """Take a place under each bound, or none and say which of them is reached; else `release` must follow."""
 
-    def release(self, key: str) -> None:
+    def release(self, places: Sequence[Place]) -> None:
         """One of those that run has ended."""

@@ -1,18 +1,23 @@
 """Answers and limits in this process's memory, bounded in entries and bytes; gone when it ends."""
 
+from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final
 
-from cachetools import LRUCache, TLRUCache
+from cachetools import TLRUCache
 
 from app.config import CacheSettings, Rate
 from app.policy import rate as gcra
+from app.policy.quota import Claim, Limit, Place
 from app.stores.base import CacheStats
 from app.types import CacheEntry
 
 ENTRY_OVERHEAD: Final = 1024
 """Bytes that an entry takes besides what it holds: key, record, links (measured about 900)."""
 MAX_KEYS: Final = 100_000
-"""Keys whose use is remembered; the one longest unused is forgotten first, as if it had recovered."""
+"""Keys of limits whose use is remembered."""
+LOOKS: Final = 8
+"""Keys that are looked at when another comes. More than one, so that those that have recovered are soon gone."""
 
 
 class _Entries(TLRUCache[bytes, CacheEntry]):
@@ -56,38 +61,90 @@ class MemoryCache:
 
 
 class MemoryLimits:
-    """`LimitStore` of one process."""
+    """`LimitStore` of one process.
+
+    A key that has recovered is as one that was never seen, so forgetting it changes nothing; with each new key some of
+    those that were looked at longest ago are checked for that. Where `max_keys` are in use and none of those has
+    recovered, the one among them that is nearest to it is forgotten: it has its burst anew.
+    """
 
     def __init__(self, max_keys: int = MAX_KEYS) -> None:
-        self._arrivals: LRUCache[str, tuple[float, Rate]] = LRUCache(max_keys)
-        """Each key's state, and the rate that it counts by."""
+        self._max_keys = max_keys
+        self._arrivals: OrderedDict[str, tuple[float, Rate]] = OrderedDict()
+        """Each key's state, and the rate that it counts by; those looked at longest ago come first."""
         self._running: dict[str, int] = {}
 
-    def charge(self, key: str, rate: Rate, cost: int, now: float) -> gcra.Allowance:
-        tat, counted = self._arrivals.get(key, (gcra.FULL, rate))
-        if counted != rate:
-            tat = gcra.carried(tat, now, counted, rate)
-        allowance = gcra.check(tat, now, rate, cost)
-        self._arrivals[key] = allowance.tat, rate
-        return allowance
+    def __len__(self) -> int:
+        return len(self._arrivals)
 
-    def refund(self, key: str, cost: int) -> None:
-        found = self._arrivals.get(key)
-        if found is not None:
-            tat, rate = found
-            self._arrivals[key] = gcra.refund(tat, rate, cost), rate
+    def charge(self, claims: Sequence[Claim], now: float) -> list[gcra.Allowance]:
+        found: list[gcra.Allowance] = []
+        for limit, cost in claims:
+            allowance = gcra.check(self._arrival(limit, now), now, limit.rate, cost)
+            if not allowance.allowed:
+                return [self._stands(claim, now) for claim in claims]
+            found.append(allowance)
+        for (limit, _), allowance in zip(claims, found, strict=True):
+            self._keep(limit, allowance.tat, now)
+        return found
 
-    def acquire(self, key: str, limit: int) -> bool:
-        running = self._running.get(key, 0)
-        if running >= limit:
-            return False
-        self._running[key] = running + 1
-        return True
+    def settle(self, limit: Limit, charged: gcra.Allowance, unused: int, now: float) -> gcra.Allowance:
+        tat = gcra.settled(self._arrival(limit, now), now, limit.rate, charged, unused)
+        if tat <= now:
+            self._arrivals.pop(limit.key, None)
+        else:
+            self._keep(limit, tat, now)
+        return gcra.Allowance(True, tat, now, limit.rate, 0.0)
 
-    def release(self, key: str) -> None:
-        running = self._running.pop(key) - 1
-        if running:
-            self._running[key] = running
+    def acquire(self, places: Sequence[Place]) -> Place | None:
+        running = self._running
+        for place in places:
+            if running.get(place.key, 0) >= place.most:
+                return place
+        for place in places:
+            running[place.key] = running.get(place.key, 0) + 1
+        return None
+
+    def release(self, places: Sequence[Place]) -> None:
+        for place in places:
+            running = self._running.pop(place.key) - 1
+            if running:
+                self._running[place.key] = running
+
+    def _arrival(self, limit: Limit, now: float) -> float:
+        """The key's state, by the limit's rate from now on."""
+        found = self._arrivals.get(limit.key)
+        if found is None:
+            return gcra.FULL
+        tat, rate = found
+        if rate is not limit.rate and rate != limit.rate:
+            tat = gcra.carried(tat, now, rate, limit.rate)
+            self._arrivals[limit.key] = tat, limit.rate
+        return tat
+
+    def _stands(self, claim: Claim, now: float) -> gcra.Allowance:
+        """Whether a claim would fit, with none of it taken."""
+        limit, cost = claim
+        tat = self._arrival(limit, now)
+        allowance = gcra.check(tat, now, limit.rate, cost)
+        return allowance._replace(tat=tat)
+
+    def _keep(self, limit: Limit, tat: float, now: float) -> None:
+        if limit.key not in self._arrivals:
+            self._make_room(now)
+        self._arrivals[limit.key] = tat, limit.rate
+
+    def _make_room(self, now: float) -> None:
+        """Forget those that have recovered among some keys, and another where that is not enough."""
+        arrivals = self._arrivals
+        spent: list[tuple[float, str]] = []
+        for _ in range(min(LOOKS, len(arrivals))):
+            key, (tat, rate) = arrivals.popitem(last=False)
+            if tat > now:
+                arrivals[key] = tat, rate
+                spent.append((tat, key))
+        if len(arrivals) >= self._max_keys:
+            del arrivals[min(spent)[1]]
 
 
 def _end(_key: bytes, entry: CacheEntry, _now: float) -> float:

@@ -12,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Count
 from prometheus_client.process_collector import ProcessCollector
 
 from app.config import RESERVED_LOG
+from app.policy.quota import SCOPES
 from app.telemetry.observed import CacheStats, Observed, WithoutCreated
 from app.types import Reason
 
@@ -49,7 +50,7 @@ OUTCOMES: Final = (
     "content",
 )
 CACHE_STATUSES: Final = ("HIT", "MISS", "BYPASS", "REFRESH", "COALESCED")
-LIMITS: Final = ("requests", "tokens", "concurrency")
+LIMITS: Final = tuple(f"{scope}{kind}" for scope in SCOPES for kind in ("requests", "tokens", "concurrency"))
 RELOADS: Final = ("applied", "refused", "unchanged")
 
 _REQUEST_BUCKETS: Final = (

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.config import Rate
-from app.policy.rate import FULL, check, refund
+from app.policy.rate import FULL, check, settled
 
 SIXTY = Rate.model_validate("60/minute")
 
@@ -43,15 +43,43 @@ def test_more_than_the_burst_never_fits():
     assert (answer.allowed, answer.retry_after, answer.remaining) == (False, None, 60)
 
 
-def test_a_refund_gives_back_what_was_taken():
-    spent = check(FULL, 0.0, SIXTY, 60).tat
-    assert check(refund(spent, SIXTY, 15), 0.0, SIXTY, 15).allowed
-    assert not check(refund(spent, SIXTY, 15), 0.0, SIXTY, 16).allowed
+def test_what_was_not_used_is_given_back():
+    spent = check(FULL, 0.0, SIXTY, 60)
+    back = settled(spent.tat, 0.0, SIXTY, spent, 15)
+    assert check(back, 0.0, SIXTY, 15).allowed
+    assert not check(back, 0.0, SIXTY, 16).allowed
 
 
-def test_a_negative_refund_charges_what_was_used_beyond_the_estimate():
-    spent = check(FULL, 0.0, SIXTY, 10).tat
-    assert check(refund(spent, SIXTY, -20), 0.0, SIXTY, 0).remaining == 30
+def test_of_what_is_half_worked_off_half_is_given_back():
+    first = check(FULL, 0.0, SIXTY, 60)
+    assert settled(first.tat, 30.0, SIXTY, first, 60) == pytest.approx(30.0)
+    assert settled(first.tat, 30.0, SIXTY, first, 10) == pytest.approx(50.0)
+
+
+def test_use_beyond_the_estimate_is_charged():
+    spent = check(FULL, 0.0, SIXTY, 10)
+    assert check(settled(spent.tat, 0.0, SIXTY, spent, -20), 0.0, SIXTY, 0).remaining == 30
+
+
+@given(rates, st.lists(st.tuples(st.floats(0, 20), st.floats(0, 20), st.integers(0, 40), st.floats(0, 1)), max_size=40))
+@settings(deadline=None)
+def test_what_is_used_keeps_to_the_rate_however_much_was_set_aside(rate, requests):
+    """Requests one after the other, each of which uses a share of what it set aside."""
+    tat, now, used = FULL, 0.0, []
+    for pause, takes, cost, share in requests:
+        now += pause
+        answer = check(tat, now, rate, cost)
+        tat = answer.tat
+        if answer.allowed:
+            used.append((now, round(cost * share)))
+            now += takes
+            tat = settled(tat, now, rate, answer, cost - round(cost * share))
+    per_second = rate.amount / rate.seconds
+    for first, (begin, _) in enumerate(used):
+        total = 0
+        for end, units in used[first:]:
+            total += units
+            assert total <= rate.burst + per_second * (end - begin + 2e-6 * len(used)) + 1e-6
 
 
 @given(rates, st.floats(0, 1e7))
