@@ -7,7 +7,7 @@ export PYTHON
 BIN := .venv/bin
 ARCHITECTURE := tests/test_architecture.py
 
-.PHONY: help run test check faults bench locales lock
+.PHONY: help run test check faults soak bench locales lock
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ faults: ## the long form of the fault tests: 10,000 requests in a storm, 200 kil
 	@requirements/install.sh test
 	@FAULT_REQUESTS=10000 FAULT_KILLS=200 FAULT_POINTS=200 FAULT_TAMPERINGS=1000 \
 		$(BIN)/python -m pytest -q -s tests/faults tests/audit/test_crash.py
+
+soak: ## the long run: 1,000,000 requests at 64 clients, memory and audit records counted (SOAK_REQUESTS=N SOAK_CLIENTS=N)
+	@requirements/install.sh test
+	@SOAK_REQUESTS=$(or $(SOAK_REQUESTS),1000000) $(BIN)/python benchmarks/soak.py
 
 bench: ## run every program in benchmarks/
 	@requirements/install.sh test
