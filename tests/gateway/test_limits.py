@@ -224,7 +224,7 @@ async def test_places_are_free_once_clients_are_cut_off(tmp_path: Path, body: As
     async with limited(tmp_path, {"concurrency": 24}) as gateway:
         region = gateway.upstreams["us-east"]
         region.answer = paced([event("a"), DONE], asyncio.Event()) if body is STREAM else hang
-        writers = [await opened(gateway, body) for _ in range(24)]
+        writers = [await opened(gateway, {**body, "seed": n}) for n in range(24)]  # equal ones would share a place
         await until(lambda: len(region.posts) == 24)
         assert (await gateway.embed("one more")).status_code == 429
         for writer in writers:
