@@ -29,6 +29,7 @@ from app.delivery import Delivery
 from app.failures import Failures
 from app.fleet.prober import Prober
 from app.fleet.registry import Registry
+from app.fleet.trust import Trust
 from app.fleet.worker_client import Connections, WorkerClient
 from app.forwarding import Forwarder, Retries
 from app.gate import Gate
@@ -62,9 +63,10 @@ class Works:
         self._registry = Registry(settings, managed, time.monotonic)
         self._cache = MemoryCache(settings.cache)
         self.metrics = Metrics(self._describe, lambda: self._cache.stats(time.monotonic()))
-        self.prober = Prober(self._registry, settings.resilience.health, time.monotonic)
+        trust = Trust()
+        self.prober = Prober(self._registry, settings.resilience.health, time.monotonic, trust)
         self.translator = Translator(LOCALES)
-        self._connections = Connections()
+        self._connections = Connections(trust)
         self._retries = Retries()
         self._limiter = Limiter(MemoryLimits(), self.metrics)
         self._tasks: set[asyncio.Task[None]] = set()
