@@ -87,7 +87,7 @@ class Gate:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, _brief(send))
+            await self._app(scope, receive, send)
             return
         term = self._current.begin()
         try:
@@ -168,17 +168,6 @@ class Gate:
             audit_id=exchange.audit_id,
             ms=round(exchange.elapsed() * 1000, 2),
         )
-
-
-def _brief(send: Send) -> Send:
-    """A start that failed is told to the server in its last line; the traceback above that helps no operator."""
-
-    async def told(message: Message) -> None:
-        if message["type"] == "lifespan.startup.failed":
-            message = {**message, "message": message.get("message", "").strip().rpartition("\n")[2]}
-        await send(message)
-
-    return told
 
 
 class _Outgoing:

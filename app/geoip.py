@@ -7,8 +7,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-import maxminddb
-
 _SAMPLE: Final = 1000
 """Entries of which one at least must name a country; a file of networks' owners, say, names none."""
 
@@ -20,12 +18,15 @@ class Database:
     """
 
     def __init__(self, path: Path) -> None:
+        import maxminddb  # noqa: PLC0415 - most gateways have no such file
+
+        self._damaged = (maxminddb.InvalidDatabaseError, ValueError)
         try:
             self._reader = maxminddb.open_database(path)
             known = any(_country(record) for _, record in islice(self._reader, _SAMPLE))
         except OSError as error:
             raise ValueError(f"{path} cannot be read: {error.strerror}; name a MaxMind DB file (.mmdb)") from error
-        except (maxminddb.InvalidDatabaseError, ValueError) as error:
+        except self._damaged as error:
             raise ValueError(f"{path} is no MaxMind DB file (.mmdb), or a damaged one") from error
         if not known:
             raise ValueError(f"{path} names no countries; a country or city database is needed")
@@ -34,7 +35,7 @@ class Database:
         """The code that the file has for an address: where it is used, else where its block is registered."""
         try:
             return _country(self._reader.get(address))
-        except (maxminddb.InvalidDatabaseError, ValueError):
+        except self._damaged:
             return None  # damaged just there, or an IPv6 address and a file of IPv4 only
 
 

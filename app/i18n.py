@@ -23,7 +23,6 @@ from babel.dates import format_date, format_datetime, format_timedelta
 from babel.lists import format_list
 from babel.messages.pofile import read_po
 from babel.numbers import format_decimal
-from webob.acceptparse import create_accept_language_header
 
 LANGUAGES: Final = ("en", "es", "fr", "de", "ja", "zh")
 """In the order of preference for a caller who states none; the first is the language of last resort."""
@@ -112,6 +111,8 @@ class Translator:
 
 
 def _look_up(header: str) -> str:
+    from webob.acceptparse import create_accept_language_header  # noqa: PLC0415 - a start does not wait for its parsers
+
     accept = create_accept_language_header(header)
     # The default is the first language that the caller did not rule out: `en;q=0, *` reads anything but English.
     for default in LANGUAGES:

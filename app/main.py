@@ -10,19 +10,17 @@ from importlib.metadata import version
 from typing import Any
 
 import structlog
-from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp
 
 from app.access import KeyRing
 from app.activity import Activity
-from app.api import audit, audit_rights, faults, health, kserve, openai, routes
+from app.api import kserve, openai
+from app.api.health import Health
 from app.api.inference import Dispatcher
-from app.audit.auditor import Auditor
+from app.api.others import Others
 from app.audit.keys import FileKeys
 from app.audit.place import EDGE
 from app.audit.pseudonym import Pseudonyms
-from app.audit.reader import Reader
-from app.audit.rights.rights import Rights
 from app.audit.witness.witness import Witness
 from app.audit.writer import Trail, TrailError
 from app.caching import Caching
@@ -32,6 +30,7 @@ from app.delivery import Delivery
 from app.failures import Failures
 from app.fleet.prober import Prober
 from app.fleet.registry import Registry
+from app.fleet.trust import Trust
 from app.fleet.worker_client import Connections, WorkerClient
 from app.flights import Flights
 from app.forwarding import Forwarder, Retries
@@ -66,9 +65,10 @@ class Works:
         self._registry = Registry(settings, managed, time.monotonic)
         self._cache = MemoryCache(settings.cache)
         self.metrics = Metrics(self._describe, lambda: self._cache.stats(time.monotonic()))
-        self.prober = Prober(self._registry, settings.resilience.health, time.monotonic)
+        trust = Trust()
+        self.prober = Prober(self._registry, settings.resilience.health, time.monotonic, trust)
         self.translator = Translator(LOCALES)
-        self._connections = Connections()
+        self._connections = Connections(trust)
         self._retries = Retries()
         self._limiter = Limiter(MemoryLimits(), self.metrics)
         self._flights = Flights()
@@ -77,7 +77,6 @@ class Works:
         # The audit trail: open for as long as the process lives, whatever is reloaded.
         self.logs = [*(region.id for region in settings.regions), RESERVED_LOG]
         self.trail = Trail(settings.audit, self.logs, settings.gateway.region or EDGE, observe=self.metrics.committed)
-        self.reader = Reader(settings.audit, self.logs, self._tenants)
         self._pseudonyms = Pseudonyms(FileKeys(settings.audit.key_directory))
         self._witnessing: asyncio.Task[None] | None = None
         self._notebook = asyncio.Lock()
@@ -161,9 +160,6 @@ class Works:
         """Those in force."""
         return self.current.serving.gateway.settings
 
-    def _tenants(self) -> list[str]:
-        return [tenant.id for tenant in self.settings().tenants]
-
     def _describe(self) -> list[dict[str, Any]]:
         return self._registry.describe()
 
@@ -180,18 +176,22 @@ def create_app(
 
     `managed` maps a region to the URL of the worker that was started for it.
     """
-    catalogue.centroid("US")  # reads its tables now, so that no request waits for them
     works = Works(first, managed, activity)
     reloader = Reloader(files, first, works.take, works.metrics)
+    inference, health = Dispatcher([*openai.ENDPOINTS, *kserve.ENDPOINTS]), Health(works.metrics)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifetime() -> AsyncIterator[None]:
         try:
             await works.trail.start()
         except TrailError as error:
             activity.failure = str(error)
             raise
-        own = [_started(works.prober.run(), "prober"), _started(reloader.run(), "reloader")]
+        own = [
+            _started(works.prober.run(), "prober"),
+            _started(reloader.run(), "reloader"),
+            _started(others.settle(), "settle"),
+        ]
         works.witness()
         _on_signals(works, reloader)
         log.info("gateway ready", version=VERSION, region=first.settings.gateway.region, regions=works.logs[:-1])
@@ -204,47 +204,19 @@ def create_app(
             await works.aclose()
             log.info("gateway stopped")
 
-    app = FastAPI(
-        title="Tidegate",
-        version=VERSION,
-        summary="Multi-region inference gateway that fails closed on data residency",
-        lifespan=lifespan,
-        redoc_url=None,
-        redirect_slashes=False,  # it would build the address from the caller's Host, and repeat the body there
-    )
-    for router in _routers(works, first.settings):
-        app.include_router(router)
-    faults.handle_errors(app)
-    inference = Dispatcher([*openai.ENDPOINTS, *kserve.ENDPOINTS])
-    _describe(app, inference)
+    others = Others(lifetime, health, lambda: _built(works, inference.described() | health.described()))
     return Gate(
-        app, inference, current=works.current, translator=works.translator, metrics=works.metrics, activity=activity
+        others, inference, current=works.current, translator=works.translator, metrics=works.metrics, activity=activity
     )
 
 
-def _describe(app: FastAPI, inference: Dispatcher) -> None:
-    """Have /openapi.json and /docs tell of the inference endpoints as well."""
-    others = app.openapi
+def _built(works: Works, described: Mapping[str, Any]) -> ASGIApp:
+    """What no request of inference needs at once: FastAPI with its endpoints, and tables that are read when used."""
+    from app.api.application import Parts, application  # noqa: PLC0415 - loads FastAPI, see `Others`
 
-    def everything() -> dict[str, Any]:
-        document = others()
-        if not document["paths"].keys() >= inference.described().keys():
-            document["paths"] = inference.described() | document["paths"]
-        return document
-
-    app.openapi = everything  # type: ignore[method-assign] # FastAPI's own way to extend the document
-
-
-def _routers(works: Works, settings: Settings) -> tuple[APIRouter, ...]:
-    auditor = Auditor(settings.audit, works.reader, works.trail)
-    return (
-        openai.routes(),
-        kserve.routes(VERSION),
-        routes.router,
-        audit.routes(works.reader, auditor, works.trail),
-        audit_rights.routes(Rights(works.trail, settings.audit, works.settings), works.trail),
-        health.routes(works.metrics),
-    )
+    catalogue.centroid("US")
+    works.translator.negotiate("en")
+    return application(Parts(VERSION, works.trail, works.logs, works.settings), described)
 
 
 def _same_store(one: CacheSettings, other: CacheSettings) -> bool:

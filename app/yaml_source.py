@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
-from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 from ruamel.yaml.reader import ReaderError
 
 MAX_DEPTH = 64
-"""Levels that a document may nest; no configuration or law needs ten, and who reads it recurses."""
+"""Levels that a document may nest, values included; no configuration or law needs ten, and who reads it recurses."""
 
 Key = tuple[str | int, ...]
 """Where a value stands in a document: the names and list indexes that lead to it from the root."""
@@ -83,14 +83,16 @@ def read(file: Path) -> Document:
 
 
 def parse(text: str, file: str) -> Document:
-    """The document in `text`, by YAML 1.2, where `NO` is Norway; raises `ConfigInvalid` where it is not YAML."""
+    """The document in `text`, by YAML 1.2, where `NO` is Norway; raises `ConfigInvalid` where it is not YAML.
+
+    Read once, as the reader is slow: lines and data both come from the nodes.
+    """
+    lines: dict[Key, int] = {}
+    duplicates: list[Problem] = []
     try:
-        _check_depth(text)
-        root = YAML(typ="rt", pure=True).compose(text)
-        lines: dict[Key, int] = {}
-        duplicates: list[Problem] = []
-        _walk(root, (), file, lines, duplicates)
-        return Document(file, _plain(text), lines, tuple(duplicates))
+        yaml, root = _composed(text)
+        _walk(root, (), file, lines, duplicates)  # first: making data of the nodes merges keys, and loses their lines
+        return Document(file, _data(yaml, root), lines, tuple(duplicates))
     except TooDeep as error:
         raise ConfigInvalid([Problem(file, error.line, "", str(error))]) from error
     except (YAMLError, ValueError) as error:
@@ -100,23 +102,22 @@ def parse(text: str, file: str) -> Document:
 
 def value_of(text: str) -> Any:
     """Plain data from YAML 1.2 text; raises `YAMLError` or ValueError."""
-    _check_depth(text)
-    return _plain(text)
+    return _data(*_composed(text))
 
 
-def _plain(text: str) -> Any:
+def _composed(text: str) -> tuple[YAML, Node | None]:
+    """The nodes of the one document in `text`, and what makes data of them; raises `TooDeep` at the level too many."""
     yaml = YAML(typ="safe", pure=True)  # the C loader reads YAML 1.1
+    yaml.max_depth = MAX_DEPTH
     yaml.allow_duplicate_keys = True  # reported by our own walk, all of them and with their paths
-    return yaml.load(text)
+    try:
+        return yaml, yaml.compose(text)
+    except MaxDepthExceededError as error:
+        raise TooDeep(error.problem_mark.line + 1 if error.problem_mark else 1) from error
 
 
-def _check_depth(text: str) -> None:
-    """Raises `TooDeep` at the level too many, from the parser's events: all that comes after them recurses."""
-    depth = 0
-    for event in YAML(typ="safe", pure=True).parse(text):
-        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
-        if depth > MAX_DEPTH:
-            raise TooDeep(event.start_mark.line + 1)
+def _data(yaml: YAML, root: Node | None) -> Any:
+    return None if root is None else yaml.constructor.construct_document(root)
 
 
 def _walk(root: Node | None, key: Key, file: str, lines: dict[Key, int], duplicates: list[Problem]) -> None:

@@ -1,14 +1,18 @@
-"""ISO 3166 codes as the whole house reads them, and where each country lies; the tables come from kept packages."""
+"""ISO 3166 codes as the whole house reads them, and where each country lies; the tables come from kept packages.
 
+Of pycountry only its tables are read: to load it and have it index them takes a tenth of a gateway's start.
+"""
+
+import importlib.util
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-import pycountry
-from countryinfo import CountryInfo
+import orjson
 
 _FORM: Final = re.compile(r"(?P<country>[A-Za-z]{2})(?:-(?P<part>[A-Za-z0-9]{1,3}))?")
 _RESERVED: Final = MappingProxyType({"UK": "GB", "EL": "GR"})
@@ -68,24 +72,34 @@ def centroid(country: str) -> tuple[float, float] | None:
     return _centroids().get(country)
 
 
+def _listed(table: str, name: str) -> Iterator[str]:
+    """What one of pycountry's tables has under this name; 3166-1 is of countries, 3166-2 of their parts."""
+    package = importlib.util.find_spec("pycountry")
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("pycountry is not installed")
+    content = orjson.loads((Path(package.origin).parent / "databases" / f"iso{table}.json").read_bytes())
+    return (entry[name] for entry in content[table])
+
+
 @cache
 def _codes() -> frozenset[str]:
-    """Every code of ISO 3166-1 alpha-2 and ISO 3166-2, read once in about 40 ms."""
-    countries = (country.alpha_2 for country in pycountry.countries)
-    return frozenset(countries).union(part.code for part in pycountry.subdivisions)
+    """Every code of ISO 3166-1 alpha-2 and ISO 3166-2, read once in about 5 ms."""
+    return frozenset(_listed("3166-1", "alpha_2")).union(_listed("3166-2", "code"))
 
 
 @cache
 def _centroids() -> Mapping[str, tuple[float, float]]:
-    """Every country's point, read once in about 50 ms.
+    """Every country's point, read once in about 20 ms.
 
     The package's `latlng` is the country's middle. Some small territories lack it and have their capital's place,
     which is as good there; other capitals in the package are wrong (TL, NF, IM) and are not used.
     """
+    from countryinfo import CountryInfo  # noqa: PLC0415 - whoever only reads codes needs none of it
+
     points: dict[str, tuple[float, float]] = {}
-    for country in pycountry.countries:
-        info = CountryInfo(country.alpha_2)
+    for country in _listed("3166-1", "alpha_2"):
+        info = CountryInfo(country)
         point = info.latlng() or info.capital_latlng()
         if point and all(isinstance(degrees, int | float) for degrees in point):
-            points[country.alpha_2] = (float(point[0]), float(point[1]))
+            points[country] = (float(point[0]), float(point[1]))
     return MappingProxyType(points)

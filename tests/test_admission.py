@@ -37,8 +37,7 @@ def gateway(directory: Path, **section: Any) -> ASGIApp:
 @asynccontextmanager
 async def started(app: ASGIApp) -> AsyncIterator[ASGIApp]:
     """The application between its lifespan's start and end."""
-    context = app._app.router.lifespan_context(app._app)  # type: ignore[attr-defined]
-    async with context:
+    async with app._app._lifetime():  # type: ignore[attr-defined]
         yield app
 
 

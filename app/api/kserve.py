@@ -1,12 +1,7 @@
 """The KServe v2 endpoints (Open Inference Protocol, with the binary tensor extension): from body to `Call`."""
 
-from typing import Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Depends, Request
-from starlette.responses import Response
-
-from app.api.access import require, serving_of
 from app.api.bodies import depth_of, read_call, refusals
 from app.api.inference import Asked, Endpoint
 from app.types import Call
@@ -38,7 +33,8 @@ _INFER = {
         "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
     },
 }
-_STEMS = (("/models/{model}", ""), ("/models/{model}/versions/{version}", "_version"))
+STEMS = (("/models/{model}", ""), ("/models/{model}/versions/{version}", "_version"))
+"""Where a model's endpoints lie below /v2, and what their operations' names end in."""
 
 
 async def _read(asked: Asked) -> Call:
@@ -47,48 +43,8 @@ async def _read(asked: Asked) -> Call:
 
 
 ENDPOINTS = tuple(
-    Endpoint(f"/v2{stem}/infer", "Infer", f"infer{suffix}", "KServe v2", _INFER, _read) for stem, suffix in _STEMS
+    Endpoint(f"/v2{stem}/infer", "Infer", f"infer{suffix}", "KServe v2", _INFER, _read) for stem, suffix in STEMS
 )
-
-
-def routes(version: str) -> APIRouter:
-    """The router; `version` is the gateway's."""
-    router = APIRouter(prefix="/v2", tags=["KServe v2"])
-
-    @router.get("", summary="Server metadata")
-    async def server() -> dict[str, Any]:
-        return {"name": "tidegate", "version": version, "extensions": ["binary_tensor_data"]}
-
-    @router.get("/health/live", summary="Is the server alive?")
-    async def live() -> Response:
-        return Response()
-
-    @router.get("/health/ready", summary="Can the server infer?")
-    async def ready(request: Request) -> Response:
-        return Response(status_code=200 if serving_of(request).views.readiness()["status"] == "ready" else 503)
-
-    async def metadata(request: Request, model: str, version: str | None = None) -> dict[str, Any]:
-        return await serving_of(request).views.describe_model(model, version)
-
-    async def model_ready(request: Request, model: str, version: str | None = None) -> Response:
-        views = serving_of(request).views
-        if version is not None:
-            await views.describe_model(model, version)  # only a backend knows which versions it has
-        return Response(status_code=200 if views.serving_now(model) else 503)
-
-    may_infer = [Depends(require("infer"))]
-    for stem, suffix in _STEMS:
-        router.add_api_route(
-            f"{stem}/ready",
-            model_ready,
-            dependencies=may_infer,
-            summary="Is a model ready?",
-            operation_id=f"model_ready{suffix}",
-        )
-        router.add_api_route(
-            stem, metadata, dependencies=may_infer, summary="Model metadata", operation_id=f"model_metadata{suffix}"
-        )
-    return router
 
 
 def _suffix(version: str | None) -> str:

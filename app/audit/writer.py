@@ -70,16 +70,21 @@ class Trail:
     async def start(self) -> None:
         """Take the directory, open every log, complete what a crash left open. Raises `TrailError`."""
         self._lock = await asyncio.to_thread(_take_directory, self._settings.path)
-        loop = asyncio.get_running_loop()
         try:
-            for writer in self._writers.values():
-                await asyncio.to_thread(writer.start, loop)
+            await self._open()
         except StoreError as error:
             await self.close()
             raise TrailError(str(error)) from error
         except BaseException:
             await self.close()
             raise
+
+    async def _open(self) -> None:
+        """Open all logs at once, as each waits for the disk; and to their end, so that none is opened once closed."""
+        loop = asyncio.get_running_loop()
+        starts = (asyncio.to_thread(writer.start, loop) for writer in self._writers.values())
+        for error in filter(None, await asyncio.gather(*starts, return_exceptions=True)):
+            raise error
 
     async def append(self, log: str, records: Sequence[Record], timeout: float) -> None:  # noqa: ASYNC109 - the caller's share of its deadline, seconds
         """Return once all records are durable, in one commit; a decision and its completion may come together.

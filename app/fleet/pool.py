@@ -22,7 +22,7 @@ class Pool:
     `trust` is what its certificate is judged by where the URL is https.
     """
 
-    def __init__(self, url: str, trust: ssl.SSLContext) -> None:
+    def __init__(self, url: str, trust: ssl.SSLContext | None) -> None:
         parts = urlsplit(url)
         secure = parts.scheme == "https"
         self.path = parts.path.rstrip("/")

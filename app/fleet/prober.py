@@ -14,6 +14,7 @@ import structlog
 from app.config import HealthSettings
 from app.fleet.backend import BackendState
 from app.fleet.registry import Registry
+from app.fleet.trust import Trust
 
 RETURN_INTERVAL: Final = (0.5, 1.0)
 """Seconds between probes of a managed worker that is not up, so that it is used soon after it has started."""
@@ -25,20 +26,14 @@ _log = structlog.get_logger(__name__)
 class Prober:
     """Health checks, and the description of models. `run` works until it is cancelled; `aclose` comes after it."""
 
-    def __init__(self, registry: Registry, health: HealthSettings, clock: Callable[[], float]) -> None:
+    def __init__(self, registry: Registry, health: HealthSettings, clock: Callable[[], float], trust: Trust) -> None:
         self._registry = registry
         self._health = health
         self._clock = clock
         self._followed = asyncio.Event()
         self._watching: dict[BackendState, asyncio.Task[None]] = {}
-        # A probe opens its own connection: it shall see that nobody listens, and never a kept connection's luck.
-        self._client = httpx.AsyncClient(
-            verify=ssl.create_default_context(),
-            limits=httpx.Limits(max_keepalive_connections=0),
-            follow_redirects=False,
-            trust_env=False,
-            headers={"user-agent": "tidegate-probe"},
-        )
+        self._trust = trust
+        self._clients: dict[ssl.SSLContext | None, httpx.AsyncClient] = {}
 
     async def run(self) -> None:
         """Probe each backend, at once and then at intervals, each in its own rhythm."""
@@ -81,7 +76,21 @@ class Prober:
         return None
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        for client in self._clients.values():
+            await client.aclose()
+
+    def _client(self, url: str) -> httpx.AsyncClient:
+        """What asks a server: a probe opens its own connection, so that it sees that nobody listens."""
+        trust = self._trust.context(url)
+        if trust not in self._clients:
+            self._clients[trust] = httpx.AsyncClient(
+                verify=trust or ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT),  # this one trusts nobody, nor is asked to
+                limits=httpx.Limits(max_keepalive_connections=0),
+                follow_redirects=False,
+                trust_env=False,
+                headers={"user-agent": "tidegate-probe"},
+            )
+        return self._clients[trust]
 
     async def _watch(self, backend: BackendState) -> None:
         while True:
@@ -113,7 +122,7 @@ class Prober:
         try:
             async with (
                 asyncio.timeout(self._health.timeout),
-                self._client.stream(
+                self._client(backend.url).stream(
                     "GET", backend.url + path, headers=headers, timeout=self._health.timeout
                 ) as response,
             ):

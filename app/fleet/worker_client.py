@@ -2,7 +2,6 @@
 
 import asyncio
 import re
-import ssl
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,6 +14,7 @@ from app.fleet.answer import AnswerReader, Broken, Field, TooLong
 from app.fleet.backend import BackendState, Condition
 from app.fleet.http1 import Connection, Exchange, Late
 from app.fleet.pool import Pool
+from app.fleet.trust import Trust
 from app.policy.retry import Outcome, retryable
 from app.types import Call, PermittedRegion
 from regions.wire import HEADER_LENGTH, OWNER_HEADER, REQUEST_ID_HEADER, TIMEOUT_HEADER
@@ -125,16 +125,15 @@ class UpstreamReply:
 class Connections:
     """Pools of connections to every backend that is or has been asked; they outlive the configuration."""
 
-    def __init__(self) -> None:
-        self._trust = ssl.create_default_context()
-        self._trust.set_alpn_protocols(["http/1.1"])
+    def __init__(self, trust: Trust) -> None:
+        self._trust = trust
         self._pools: dict[Condition, Pool] = {}
 
     def pool(self, backend: BackendState) -> Pool:
         """The backend's own: one that hangs takes no connection from the others."""
         pool = self._pools.get(backend.condition)
         if pool is None:
-            pool = self._pools[backend.condition] = Pool(backend.url, self._trust)
+            pool = self._pools[backend.condition] = Pool(backend.url, self._trust.context(backend.url))
         return pool
 
     def keep(self, backends: Collection[BackendState]) -> None:

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from app.activity import Activity
-from app.api import kserve, openai
+from app.api import kserve, kserve_models, openai, openai_models
 from app.api.departure import Departure
 from app.api.inference import Dispatcher
 from app.configuration import ConfigurationFiles
@@ -40,7 +40,7 @@ async def test_the_document_tells_of_the_table_and_fastapi_has_none_of_it(gatewa
         if "post" in operations and operations["post"]["tags"][0] in ("OpenAI", "KServe v2")
     }
     assert {path: one["operationId"] for path, one in posted.items()} == {one.path: one.operation_id for one in TABLE}
-    routes = [*openai.routes().routes, *kserve.routes("0").routes]
+    routes = [*openai_models.routes().routes, *kserve_models.routes("0").routes]
     assert all("POST" not in route.methods for route in routes)
     names = [parameter["name"] for parameter in posted["/v2/models/{model}/versions/{version}/infer"]["parameters"]]
     assert names == ["model", "version"]

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 
 from app.fleet.registry import Registry
+from app.fleet.trust import Trust
 from app.fleet.worker_client import Connections, UpstreamReply, WorkerClient
 from app.types import Call, PermittedRegion
 from tests.fleet.servers import settings_for
@@ -151,7 +152,7 @@ class Client:
 
     def __init__(self, url: str, **settings: object) -> None:
         configured = settings_for([{"url": url}], **settings)
-        self.connections = Connections()
+        self.connections = Connections(Trust())
         self._client = WorkerClient(self.connections, configured.resilience.health)
         self.backend = Registry(configured, {}, time.monotonic).backends[0]
 

@@ -4,6 +4,7 @@ from contextlib import asynccontextmanager
 
 from app.fleet.prober import Prober
 from app.fleet.registry import Registry
+from app.fleet.trust import Trust
 from tests.fleet.servers import hang, reply, serving, settings_for, until, unused_port
 
 MANAGED = {"managed": True}
@@ -14,7 +15,7 @@ QUICK = {"resilience": {"health": {"interval": "20ms", "timeout": "2s"}}}
 async def prober_for(*regions, managed=None, **changes):
     settings = settings_for(*regions, **(QUICK | changes))
     registry = Registry(settings, managed or {}, time.monotonic)
-    prober = Prober(registry, settings.resilience.health, time.monotonic)
+    prober = Prober(registry, settings.resilience.health, time.monotonic, Trust())
     try:
         yield prober, registry
     finally:

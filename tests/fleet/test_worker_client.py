@@ -7,6 +7,7 @@ import pytest
 
 from app.fleet import worker_client
 from app.fleet.registry import Registry
+from app.fleet.trust import Trust
 from app.fleet.worker_client import AttemptFailed, Connections, UpstreamStream, WorkerClient
 from app.types import Call, PermittedRegion
 from tests.fleet.servers import (
@@ -41,7 +42,7 @@ STREAM = replace(CALL, stream=True)
 async def client_for(*urls, **backend):
     settings = settings_for(*([{"url": url} | backend] for url in urls))
     registry = Registry(settings, {}, time.monotonic)
-    connections = Connections()
+    connections = Connections(Trust())
     client = WorkerClient(connections, settings.resilience.health)
     try:
         yield client, registry.backends
