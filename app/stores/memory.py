@@ -2,62 +2,79 @@
 
 from collections import OrderedDict
 from collections.abc import Sequence
+from heapq import heapify, heappop, heappush
 from typing import Final
-
-from cachetools import TLRUCache
 
 from app.config import CacheSettings, Rate
 from app.policy import rate as gcra
 from app.policy.quota import Claim, Limit, Place
 from app.stores.base import CacheStats
+from app.stores.tinylfu import TinyLfu
 from app.types import CacheEntry
 
 ENTRY_OVERHEAD: Final = 1024
 """Bytes that an entry takes besides what it holds: key, record, links (measured about 900)."""
+_SPARE: Final = 64
 MAX_KEYS: Final = 100_000
 """Keys of limits whose use is remembered."""
 LOOKS: Final = 8
 """Keys that are looked at when another comes. More than one, so that those that have recovered are soon gone."""
 
 
-class _Entries(TLRUCache[bytes, CacheEntry]):
-    """cachetools' LRU with expiry, on the caller's clock, bounded in bytes by its size and in entries by `put`."""
-
-    def __init__(self, settings: CacheSettings) -> None:
-        self.now: float = 0.0
-        super().__init__(settings.max_bytes, _end, timer=lambda: self.now, getsizeof=_size)
-        self.evictions = 0
-
-    def popitem(self) -> tuple[bytes, CacheEntry]:
-        item = super().popitem()
-        self.evictions += 1
-        return item
-
-
 class MemoryCache:
-    """`CacheStore` of one process: least recently used out first, each for as long as it may be given out at all."""
+    """`CacheStore` of one process: what is asked for least goes first, each after its time (`app.stores.tinylfu`)."""
 
     def __init__(self, settings: CacheSettings) -> None:
         self._max_entries = settings.max_entries
         self._max_bytes = settings.max_bytes
-        self._entries = _Entries(settings)
+        # In units in which both bounds are whole: an entry costs its part of the bytes, or one of the entries.
+        self._entries: TinyLfu[CacheEntry] = TinyLfu(self._max_bytes * self._max_entries, self._max_entries)
+        self._ends: list[tuple[float, bytes]] = []
+        """A heap of when entries end, some of which have been replaced or are gone."""
+        self._bytes = 0
+        self._evictions = 0
 
     def get(self, key: bytes, now: float) -> CacheEntry | None:
-        self._entries.now = now
-        return self._entries.get(key)
+        entry = self._entries.get(key)
+        if entry is not None and now >= _end(entry):
+            self._expire(now)
+            return None
+        return entry
 
     def put(self, key: bytes, entry: CacheEntry, now: float) -> None:
-        self._entries.now = now
-        if _size(entry) > self._max_bytes:
-            self._entries.pop(key, None)
+        self._expire(now)
+        self._remove(key)
+        size = _size(entry)
+        if size > self._max_bytes or now >= _end(entry):
             return
-        self._entries[key] = entry
-        while len(self._entries) > self._max_entries:
-            self._entries.popitem()
+        gone = self._entries.put(key, entry, max(size * self._max_entries, self._max_bytes))
+        self._evictions += len(gone)
+        self._bytes += size - sum(map(_size, gone))
+        heappush(self._ends, (_end(entry), key))
+        if len(self._ends) > 2 * len(self._entries) + _SPARE:
+            self._ends = [(end, each) for end, each in self._ends if self._lasts(each, end)]
+            heapify(self._ends)
 
     def stats(self, now: float) -> CacheStats:
-        self._entries.now = now
-        return CacheStats(len(self._entries), int(self._entries.currsize), self._entries.evictions)
+        self._expire(now)
+        return CacheStats(len(self._entries), self._bytes, self._evictions)
+
+    def _expire(self, now: float) -> None:
+        """Forget what has outlived its time."""
+        while self._ends and self._ends[0][0] <= now:
+            end, key = heappop(self._ends)
+            if self._lasts(key, end):
+                self._remove(key)
+
+    def _lasts(self, key: bytes, end: float) -> bool:
+        """Whether the entry that ends then is still the one that is held."""
+        entry = self._entries.peek(key)
+        return entry is not None and _end(entry) == end
+
+    def _remove(self, key: bytes) -> None:
+        entry = self._entries.pop(key)
+        if entry is not None:
+            self._bytes -= _size(entry)
 
 
 class MemoryLimits:
@@ -147,7 +164,7 @@ class MemoryLimits:
             del arrivals[min(spent)[1]]
 
 
-def _end(_key: bytes, entry: CacheEntry, _now: float) -> float:
+def _end(entry: CacheEntry) -> float:
     return max(entry.renewing, entry.rescuing)
 
 
