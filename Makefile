@@ -7,10 +7,10 @@ export PYTHON
 BIN := .venv/bin
 ARCHITECTURE := tests/test_architecture.py
 
-.PHONY: help run test check faults soak bench locales lock
+.PHONY: help run test check faults soak bench bench-all locales lock
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # exec: Ctrl-C and SIGTERM reach tidegate itself, whose exit status 0 after a clean stop is then make's.
 run: ## install what is missing, start gateway and workers of three regions here; Ctrl-C stops them (PORT=8090: on that port)
@@ -39,7 +39,11 @@ soak: ## the long run: 1,000,000 requests at 64 clients, memory and audit record
 	@requirements/install.sh test
 	@SOAK_REQUESTS=$(or $(SOAK_REQUESTS),1000000) $(BIN)/python benchmarks/soak.py
 
-bench: ## run every program in benchmarks/
+bench: ## two minutes: Tidegate beside nginx, envoy, vllm-router and LiteLLM, fetched into the user's cache the first time
+	@requirements/install.sh test
+	@$(BIN)/python benchmarks/gateway.py --brief $(if $(PEERS),--peers $(PEERS))
+
+bench-all: ## the long form of it, written to benchmarks/results/, and every other program in benchmarks/
 	@requirements/install.sh test
 	@for program in benchmarks/*.py; do echo "==> $$program"; $(BIN)/python "$$program"; done
 

@@ -1,8 +1,8 @@
 """W-TinyLFU (Einziger, Friedman, Manes, "TinyLFU: A Highly Efficient Cache Admission Policy", ACM ToS 13(4), 2017).
 
-A new entry passes through a small window; who leaves it gets into the main part only where it has been asked for at
-least as often lately as whom it would drive out. So a scan, or a crowd of texts that come once, drives out nobody who
-is asked for again. The main part is a segmented LRU: what is found there moves to its protected segment.
+A new entry passes through a small window; who leaves it gets into the main part only where it has been asked for more
+often lately than whom it would drive out. So a scan, or a crowd of texts that come once, drives out nobody who is
+asked for again. The main part is a segmented LRU: what is found there moves to its protected segment.
 
 How large the window should be depends on whether texts come again soon or often. It is found by climbing (Einziger,
 Eytan, Friedman, Manes, "Adaptive Software Cache Management", Middleware 2018): a step one way as long as more is found.
@@ -165,15 +165,20 @@ class TinyLfu(Generic[Value]):
         return found[0]
 
     def _admit(self, candidate: bytes, kept: tuple[Value, int], gone: list[Value]) -> None:
-        """Into the main part, if it has been asked for as often as each that has to go for it."""
+        """Into the main part, if it has been asked for more often than each that has to go for it."""
         while self.cost > self._capacity:
             victim = self._victim()
-            if victim is None or self._asked.of(candidate) < self._asked.of(victim):
+            if victim is None or not self._better(candidate, victim):
                 self.cost -= kept[1]
                 gone.append(kept[0])
                 return
             self._drop(victim, gone)
         self._probation[candidate] = kept
+
+    def _better(self, candidate: bytes, victim: bytes) -> bool:
+        """Who draws level stays out, or what comes round in turn would drive itself out; but not among beginners."""
+        asked, others = self._asked.of(candidate), self._asked.of(victim)
+        return asked > others or asked == others <= 1
 
     def _victim(self) -> bytes | None:
         """Who is to leave the main part next."""

@@ -69,12 +69,9 @@ def candidates(peers: Peers, directory: Path) -> list[Candidate]:
             options = ("--config", str(_litellm(directory)), "--port", str(port), "--host", "127.0.0.1")
             more = ("--num_workers", "1", "--telemetry", "False")
             found.append(Candidate(name, port, (program, *options, *more), "gateway: key, model names", environ))
-    tidegate = str(Path(sys.executable).with_name("tidegate"))
     everything = "key, residency, limits, cache, two durable records, log, metrics"
     for name, port, repeats in (("tidegate", 18_310, False), ("tidegate, cache hit", 18_311, True)):
-        config = _tidegate(directory, port)
-        command = (tidegate, "gateway", "--config", str(config), "--port", str(port))
-        found.append(Candidate(name, port, command, everything, repeats=repeats))
+        found.append(Candidate(name, port, tidegate(directory, port), everything, repeats=repeats))
     return found
 
 
@@ -174,7 +171,8 @@ def _litellm(directory: Path) -> Path:
     return path
 
 
-def _tidegate(directory: Path, port: int) -> Path:
+def tidegate(directory: Path, port: int) -> tuple[str, ...]:
+    """The command that starts a gateway before the upstream; its configuration and audit trail are in `directory`."""
     place = directory / f"tidegate-{port}"
     place.mkdir(exist_ok=True)
     backend = {"url": f"http://127.0.0.1:{UPSTREAM}", "protocol": "openai", "models": [MODEL]}
@@ -195,7 +193,8 @@ def _tidegate(directory: Path, port: int) -> Path:
     }
     path = place / "tidegate.yaml"
     path.write_text(json.dumps(config))
-    return path
+    program = str(Path(sys.executable).with_name("tidegate"))
+    return (program, "gateway", "--config", str(path), "--port", str(port))
 
 
 def _dedented(program: str) -> str:

