@@ -45,7 +45,7 @@ bench: ## two minutes: Tidegate beside nginx, envoy, vllm-router and LiteLLM, fe
 
 bench-all: ## the long form of it, written to benchmarks/results/, and every other program in benchmarks/
 	@requirements/install.sh test
-	@for program in benchmarks/*.py; do echo "==> $$program"; $(BIN)/python "$$program"; done
+	@for program in $(filter-out benchmarks/soak.py,$(wildcard benchmarks/*.py)); do echo "==> $$program"; $(BIN)/python "$$program"; done
 
 locales: ## check that the catalogues say everything that the code can raise, in every language
 	@requirements/install.sh test
