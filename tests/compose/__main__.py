@@ -19,7 +19,7 @@ from tests.compose.checks import CHECKS
 from tests.compose.engine import engine
 from tests.compose.host import build_files, pip_settings
 from tests.compose.project import REGIONS, Project
-from tests.compose.report import Failure, Report
+from tests.compose.report import Failure, Report, echo
 from tests.compose.scene import Scene
 
 _LOCK = Path(gettempdir()) / f"tidegate-compose-test-{os.geteuid()}.lock"
@@ -42,19 +42,21 @@ def main(fresh: bool) -> None:
         with _alone():
             _run(report, fresh)
     except Failure as failure:
-        click.echo(f"error: {failure}", err=True)
+        echo(f"error: {failure}", err=True)
         sys.exit(1)
     except Interrupted:
-        click.echo("error: interrupted; everything that was started is stopped and removed", err=True)
+        echo("error: interrupted; everything that was started is stopped and removed", err=True)
         sys.exit(130)
-    click.echo(report.closing())
+    echo(report.closing())
 
 
 def _run(report: Report, fresh: bool) -> None:
-    _require_free_ports()
     with ExitStack() as stack:
         try:
             started = stack.enter_context(engine(report, fresh=fresh))
+            with report.step("Nothing in the way", 60):
+                _clear(report, Project(started, {}))
+                _require_free_ports()
             base = base_image(report, started)
             project = Project(started, {"BASE_IMAGE": base, **pip_settings()})
             report.figure(f"{' '.join(project.command)} {project.version()}")
@@ -88,9 +90,6 @@ def _up(report: Report, project: Project) -> Iterator[None]:
     """The project up and well for as long as the block runs; nothing is left of it afterwards."""
     try:
         with report.step("Starting all services until they are well", 240) as took:
-            if project.left():
-                report.say("the last run was killed; first what it left is removed")
-                project.down()
             project.compose("up", "--detach")
             project.await_health(report)
         report.figure(f"well in {took():.0f} s")
@@ -103,6 +102,12 @@ def _up(report: Report, project: Project) -> Iterator[None]:
             project.down()
             left = project.left()
             report.check(not left, "`down --volumes` leaves no container, volume or network", left)
+
+
+def _clear(report: Report, project: Project) -> None:
+    if project.left():
+        report.say("the last run was killed; what it left is removed first")
+        project.down()
 
 
 def _require_free_ports() -> None:
@@ -133,7 +138,7 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
 
 def _deaf() -> None:
     for number in _SIGNALS:
-        signal.signal(number, lambda *_: click.echo("    taking down what was started; a moment"))
+        signal.signal(number, lambda *_: echo("    taking down what was started; a moment"))
 
 
 if __name__ == "__main__":

@@ -97,10 +97,18 @@ def _answering() -> Engine | None:
 
 
 def _require_root_on_debian() -> None:
+    why = f"{_NO_ENGINE} ({_said_instead()})"
     if os.geteuid():
-        raise Failure(f"{_NO_ENGINE}, and only root can start one; start Docker, or run this as root on Debian")
+        raise Failure(f"{why}, and only root can start one; start Docker, or run this as root on Debian")
     if not shutil.which("apt-get"):
-        raise Failure(f"{_NO_ENGINE}, and this is no Debian to install one on; install Docker and start it")
+        raise Failure(f"{why}, and this is no Debian to install one on; install Docker and start it")
+
+
+def _said_instead() -> str:
+    """Why none answers, as `docker` says it in a line: a user may just not be let near one that runs."""
+    if not shutil.which("docker"):
+        return "there is no program `docker`"
+    return " ".join(run("docker", "version", check=False).err.split())[:200] or "docker says nothing"
 
 
 def _install(packages: list[str]) -> None:

@@ -3,7 +3,7 @@
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -12,6 +12,12 @@ import click
 
 class Failure(Exception):
     """What ends a run: the message names what is wrong and what would be right."""
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """Print, to nobody where nobody reads any more: what was started is taken down all the same."""
+    with suppress(OSError):
+        click.echo(text, err=err)
 
 
 class Report:
@@ -29,7 +35,7 @@ class Report:
         Gives how long it has taken, or took in the end.
         """
         self._steps += 1
-        click.echo(f"==> {self._steps}. {what} (at most {limit} s)")
+        echo(f"==> {self._steps}. {what} (at most {limit} s)")
         begun = time.monotonic()
 
         def late(_signal: int, _frame: FrameType | None) -> NoReturn:
@@ -47,7 +53,7 @@ class Report:
 
     def say(self, text: str) -> None:
         """How the step goes on."""
-        click.echo(f"    {text}")
+        echo(f"    {text}")
 
     def check(self, holds: object, what: str, found: object = "") -> None:
         """Count what holds; raise `Failure` with what was found instead where it does not."""

@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import IO
 
-import click
-
-from tests.compose.report import Failure
+from tests.compose.report import Failure, echo
 
 _HEARD_EVERY = 10.0
 _SHOWN_LINES = 30
@@ -69,7 +67,7 @@ def _attend(process: "subprocess.Popen[bytes]", *printed: IO[str]) -> None:
         time.sleep(0.05)
         if time.monotonic() > heard:
             heard += _HEARD_EVERY
-            click.echo(f"    {time.monotonic() - begun:.0f} s: {_newest(*printed)[:_WIDTH]}")
+            echo(f"    {time.monotonic() - begun:.0f} s: {_newest(*printed)[:_WIDTH]}")
 
 
 def _newest(*printed: IO[str]) -> str:

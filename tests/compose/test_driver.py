@@ -123,10 +123,10 @@ def _lives(pid: int) -> bool:
 def test_without_an_engine_it_says_in_a_line_what_to_do(user: int, said: str) -> None:
     if os.geteuid():
         pytest.skip("needs root to stand for both")
-    ran = driver(f"os.environ['PATH'] = '/nowhere'; run._require_free_ports = lambda: None; os.setuid({user})")
+    ran = driver(f"os.environ['PATH'] = '/nowhere'; os.setuid({user})")
     _, err = ran.communicate(timeout=60)
     assert (ran.returncode, err.count("\n")) == (1, 1), err
-    assert err.startswith("error: no Docker engine answers, and ")
+    assert err.startswith("error: no Docker engine answers (there is no program `docker`), and ")
     assert said in err
 
 
@@ -134,7 +134,7 @@ def test_a_port_that_is_taken_is_named() -> None:
     taken = socket.create_server(("127.0.0.1", 0))
     port = taken.getsockname()[1]
     with taken:
-        ran = driver(f"run.REGIONS = {{'eu-west': {port}}}")
+        ran = driver(f"run.REGIONS = {{'eu-west': {port}}}; run._run = lambda *_: run._require_free_ports()")
         _, err = ran.communicate(timeout=60)
     assert (ran.returncode, err) == (
         1,
@@ -149,6 +149,19 @@ def test_a_signal_ends_the_run_with_130() -> None:
     ran.send_signal(signal.SIGTERM)
     _, err = ran.communicate(timeout=20)
     assert (ran.returncode, err.startswith("error: interrupted")) == (130, True), err
+
+
+def test_a_run_that_nobody_reads_goes_on_to_its_end(tmp_path: Path) -> None:
+    taken_down = tmp_path / "taken down"
+    ran = driver(
+        "run._run = lambda report, _: (print('ready', flush=True), time.sleep(1), report.say('x'), "
+        f"open({str(taken_down)!r}, 'w').close())"
+    )
+    assert ran.stdout
+    assert ran.stdout.readline() == "ready\n"
+    ran.stdout.close()
+    ran.wait(timeout=20)
+    assert taken_down.exists()
 
 
 def driver(change: str) -> "subprocess.Popen[str]":
