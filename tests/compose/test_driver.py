@@ -153,14 +153,15 @@ def test_a_signal_ends_the_run_with_130() -> None:
 
 def test_a_run_that_nobody_reads_goes_on_to_its_end(tmp_path: Path) -> None:
     taken_down = tmp_path / "taken down"
-    ran = driver(
+    change = (
         "run._run = lambda report, _: (print('ready', flush=True), time.sleep(1), report.say('x'), "
         f"open({str(taken_down)!r}, 'w').close())"
     )
-    assert ran.stdout
-    assert ran.stdout.readline() == "ready\n"
-    ran.stdout.close()
-    ran.wait(timeout=20)
+    with driver(change) as ran:
+        assert ran.stdout
+        assert ran.stdout.readline() == "ready\n"
+        ran.stdout.close()
+        ran.wait(timeout=20)
     assert taken_down.exists()
 
 
