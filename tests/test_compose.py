@@ -117,6 +117,15 @@ def test_no_package_registry_is_named() -> None:
         assert not re.search(r"pypi\.|pytorch\.org|https://", path.read_text(encoding="utf-8")), path.name
 
 
+def test_the_how_to_tells_of_every_volume_port_and_variable(compose: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "how-to" / "compose.md").read_text(encoding="utf-8")
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    volumes = {"audit-REGION" if name.startswith("audit-") else name for name in compose["volumes"]}
+    ports = {port.split(":")[1] for gateway in gateways(compose).values() for port in gateway["ports"]}
+    builds = set(re.findall(r"\$\{(\w+):-", text)) - {"TIDEGATE_VERSION", "CA_BUNDLE", "WHEELS"}
+    assert [word for word in sorted(volumes | ports | builds) if word not in page] == []
+
+
 def test_each_service_is_told_its_region(compose: dict[str, Any]) -> None:
     assert [region["id"] for region in load(CONFIG)["regions"]] == list(REGIONS)
     for region in REGIONS:

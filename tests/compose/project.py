@@ -66,7 +66,7 @@ class Project:
     def key(self) -> str:
         """The API key, as the service `keys` printed it."""
         printed = self.compose("logs", "--no-color", "keys").out
-        found = set(_KEY.findall(printed))
+        found: set[str] = set(_KEY.findall(printed))
         if len(found) != 1:
             raise Failure(f"`keys` should print one key; it printed {len(found)}")
         return found.pop()

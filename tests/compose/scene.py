@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ class Answer:
     """What came back: status, headers, and the body of a refusal."""
 
     status: int
-    headers: httpx.Headers
+    headers: Mapping[str, str]
     error: dict[str, Any]
 
     @property
@@ -60,7 +61,8 @@ class Scene:
             try:
                 raw = client.embeddings.with_raw_response.create(**body, extra_headers=headers)
             except openai.APIStatusError as error:
-                return Answer(error.status_code, error.response.headers, dict(error.body or {}))  # type: ignore[call-overload]
+                refused = error.body if isinstance(error.body, dict) else {}
+                return Answer(error.status_code, error.response.headers, refused)
             if len(raw.parse().data[0].embedding) != 384:
                 raise Failure(f"an embedding of minilm has 384 numbers; {url(region)} sent others")
             return Answer(raw.status_code, raw.headers, {})
