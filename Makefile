@@ -7,10 +7,10 @@ export PYTHON
 BIN := .venv/bin
 ARCHITECTURE := tests/test_architecture.py
 
-.PHONY: help run test check faults soak bench bench-all locales lock
+.PHONY: help run test check faults soak compose-test bench bench-all locales lock
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # exec: Ctrl-C and SIGTERM reach tidegate itself, whose exit status 0 after a clean stop is then make's.
 run: ## install what is missing, start gateway and workers of three regions here; Ctrl-C stops them (PORT=8090: on that port)
@@ -34,6 +34,10 @@ faults: ## the long form of the fault tests: 10,000 requests in a storm, 200 kil
 	@requirements/install.sh test
 	@FAULT_REQUESTS=10000 FAULT_KILLS=200 FAULT_POINTS=200 FAULT_TAMPERINGS=1000 \
 		$(BIN)/python -m pytest -q -s tests/faults tests/audit/test_crash.py
+
+compose-test: ## build, run, attack and take down docker-compose.yml; as root on Debian needs no Docker (FRESH=1: forgets caches)
+	@requirements/install.sh test
+	@exec $(BIN)/python -m tests.compose $(if $(FRESH),--fresh)
 
 soak: ## the long run: 1,000,000 requests at 64 clients, memory and audit records counted (SOAK_REQUESTS=N SOAK_CLIENTS=N)
 	@requirements/install.sh test

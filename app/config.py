@@ -331,6 +331,8 @@ class AuditSettings(Section):
     commit_deadline: Duration = 1.0
     witness: Duration | None = 10.0
     """Seconds between looks at the checkpoints of the gateways in `gateway.public_urls`; None looks at none."""
+    peers: dict[str, Url] = Field(default_factory=dict)
+    """Where this gateway reaches those of other regions, as far as `gateway.public_urls` does not lead there."""
 
     @field_validator("path", "keys")
     @classmethod
@@ -360,6 +362,12 @@ class Settings(Section):
     resilience: ResilienceSettings = ResilienceSettings()
     audit: AuditSettings = AuditSettings()
     worker: WorkerSettings = WorkerSettings()
+
+    @property
+    def peers(self) -> dict[str, str]:
+        """The other regions' gateways, by region, at the URLs where this one reaches them."""
+        urls = {**self.gateway.public_urls, **self.audit.peers}
+        return {region: url for region, url in urls.items() if region != self.gateway.region}
 
     def region(self, region_id: str) -> Region | None:
         return next((region for region in self.regions if region.id == region_id), None)

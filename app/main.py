@@ -224,7 +224,7 @@ def _same_store(one: CacheSettings, other: CacheSettings) -> bool:
 
 
 def _witnessed(settings: Settings) -> tuple[Mapping[str, str], float | None]:
-    return settings.gateway.public_urls, settings.audit.witness
+    return settings.peers, settings.audit.witness
 
 
 def _on_signals(works: Works, reloader: Reloader) -> None:

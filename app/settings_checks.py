@@ -62,6 +62,8 @@ def _region_names(data: Any) -> Iterator[tuple[Key, Any]]:
     yield ("gateway", "region"), gateway.get("region")
     for name in _section(gateway, "public_urls"):
         yield ("gateway", "public_urls", name), name
+    for name in _section(_section(data, "audit"), "peers"):
+        yield ("audit", "peers", name), name
     for index, tenant in _parts(data, "tenants"):
         for position, name in enumerate(_list(tenant, "allow_regions")):
             yield ("tenants", index, "allow_regions", position), name

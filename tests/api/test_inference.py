@@ -16,7 +16,7 @@ from app.configuration import ConfigurationFiles
 from app.errors import NotFound
 from app.main import create_app
 
-CONFIG = Path(__file__).parents[2] / "configs" / "compose" / "us-east.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "compose" / "gateway.yaml"
 KEY = "key"
 TABLE = [*openai.ENDPOINTS, *kserve.ENDPOINTS]
 

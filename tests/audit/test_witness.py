@@ -128,6 +128,14 @@ async def test_every_log_is_witnessed_cosigned_and_followed_as_it_grows(desk, pe
     assert not (desk.directory / "eu-west" / "eu-west.conflict").exists()
 
 
+async def test_a_peer_is_looked_at_where_this_gateway_reaches_it(tmp_path, peer):
+    outside = {"eu-west": f"http://127.0.0.1:{unused_port()}"}
+    desk = Desk(tmp_path, outside, peers={"eu-west": peer.server.url, "us-east": f"http://127.0.0.1:{unused_port()}"})
+    async with desk.working():
+        await until(lambda: desk.size() == 5)
+    assert {each.name for each in desk.directory.iterdir()} == {"eu-west", "witness.pub"}
+
+
 async def test_what_has_not_changed_is_not_written_again(desk, peer):
     async with desk.working():
         await until(lambda: desk.size() == 5)

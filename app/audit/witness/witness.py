@@ -87,15 +87,13 @@ class _Answer:
 
 
 class Witness:
-    """Polls every log (those named) of every peer (`gateway.public_urls`) each `audit.witness` seconds."""
+    """Polls every log (those named) of every peer (`settings.peers`) each `audit.witness` seconds."""
 
     def __init__(self, settings: Settings, logs: Sequence[str], observer: Observer) -> None:
         self._settings = settings
         self._observer = observer
         self._peers: Mapping[str, Sequence[_Subject]] = {
-            peer: [_Subject(peer, log, url) for log in logs]
-            for peer, url in settings.gateway.public_urls.items()
-            if peer != settings.gateway.region
+            peer: [_Subject(peer, log, url) for log in logs] for peer, url in settings.peers.items()
         }
 
     async def run(self) -> None:
