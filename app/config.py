@@ -275,6 +275,10 @@ class Limits(Quota):
     per_key: Quota = Quota()
     models: dict[str, Quota] = Field(default_factory=dict)
 
+    def __hash__(self) -> int:
+        """Pydantic's own would ask the dictionary for its."""
+        return hash((self.requests, self.tokens, self.concurrency, self.per_key, frozenset(self.models.items())))
+
 
 class Tenant(Section):
     id: Id

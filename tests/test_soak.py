@@ -27,8 +27,7 @@ def test_a_short_run_is_sound() -> None:
     assert " 0 errors, " in line
     assert "2000 decisions, 2000 completions, 2000 pairs" in line
     kinds = dict(re.findall(r"'(\w+)': (\d+)", line))
-    assert kinds["BYPASS"] == "200"  # the streams
-    assert int(kinds["MISS"]) >= 1064
+    assert int(kinds["MISS"]) >= 1264
     assert int(kinds["HIT"]) > 400
 
 

@@ -49,9 +49,10 @@ def _told(kind: str, charges: Sequence[Charge], headers: dict[str, str]) -> str:
     return f'"{limit.name}";r={remaining};t={ceil(reset)}'
 
 
-def _tightness(charge: Charge) -> tuple[bool, float]:
-    _, allowance = charge
-    return not allowance.allowed, allowance.spent
+def _tightness(charge: Charge) -> tuple[bool, float, int]:
+    """Of those that are spent alike, as unused ones are but for rounding, the smallest."""
+    (limit, _), allowance = charge
+    return not allowance.allowed, round(allowance.spent, 9), -limit.rate.burst
 
 
 def span(seconds: float) -> str:
