@@ -112,7 +112,8 @@ class Comparison:
     def _half(self, up: Up, rounds: Sequence[Round]) -> Load:
         peak = statistics.median(each.load.rate for each in rounds)
         print(f"==> {up.candidate.name} at half of {peak:,.0f} requests/s", file=sys.stderr)
-        return self._generator.paced(up.candidate, HALF_CLIENTS, peak / 2, max(2.0, self._options.seconds))
+        took = statistics.median(each.one.p50 for each in rounds)
+        return self._generator.paced(up.candidate, HALF_CLIENTS, peak / 2, max(2.0, self._options.seconds), took)
 
     def _floor(self, direct: Up, half: dict[str, Load]) -> Load | None:
         ours = half.get(report.OURS)
