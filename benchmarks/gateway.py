@@ -21,6 +21,7 @@ import compileall
 import datetime as dt
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -112,7 +113,8 @@ class Comparison:
     def _half(self, up: Up, rounds: Sequence[Round]) -> Load:
         peak = statistics.median(each.load.rate for each in rounds)
         print(f"==> {up.candidate.name} at half of {peak:,.0f} requests/s", file=sys.stderr)
-        return self._generator.paced(up.candidate, HALF_CLIENTS, peak / 2, max(2.0, self._options.seconds))
+        took = statistics.median(each.one.p50 for each in rounds)
+        return self._generator.paced(up.candidate, HALF_CLIENTS, peak / 2, max(2.0, self._options.seconds), took)
 
     def _floor(self, direct: Up, half: dict[str, Load]) -> Load | None:
         ours = half.get(report.OURS)
@@ -168,4 +170,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
     main()

@@ -75,9 +75,12 @@ class Generator:
         """As fast as answers come, each request another text unless the candidate `repeats`."""
         return self._load(candidate, clients, seconds, 0.0)
 
-    def paced(self, candidate: Candidate, clients: int, rate: float, seconds: float) -> Load:
-        """At about so many requests a second; every client waits by chance, so that they do not come in step."""
-        return self._load(candidate, clients, seconds, 1000 * clients / rate)
+    def paced(self, candidate: Candidate, clients: int, rate: float, seconds: float, took: float = 0.0) -> Load:
+        """At about so many requests a second, an answer taking `took` milliseconds.
+
+        Every client waits by chance before its next request, so that they do not come in step.
+        """
+        return self._load(candidate, clients, seconds, max(0.0, 1000 * clients / rate - took))
 
     def _load(self, candidate: Candidate, clients: int, seconds: float, pause: float) -> Load:
         """`pause` is the mean of what a client waits before a request, in milliseconds."""
