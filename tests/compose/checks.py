@@ -97,9 +97,12 @@ def paused(scene: Scene) -> None:
 
 
 def again(scene: Scene) -> None:
-    """A second `up` makes no second key, and gives edits of the configuration to the gateways."""
+    """A second `up` runs `keys` once more, which is how edits reach the gateways, and makes no second key."""
+    before = scene.project.inspect("keys")["State"]["StartedAt"]
     scene.project.compose("up", "--detach")
     until(lambda: scene.project.health("keys") == "exited 0")
+    after = scene.project.inspect("keys")["State"]["StartedAt"]
+    scene.report.check(after != before, "a second `up` runs `keys` again", after)
     scene.report.check(scene.project.key() == scene.key, "a second `up` prints no other key")
     listed = json.loads(
         scene.project.inside(
