@@ -162,21 +162,22 @@ def serving() -> Serving:
 def test_a_request_keeps_what_it_began_with() -> None:
     first, second, third, ended = serving(), serving(), serving(), []
     current = Current(first, lambda: ended.append(current.all))
-    with current.request() as early:
-        current.replace(second)
-        with current.request() as late:
-            assert (early, late, current.serving) == (first, second, second)
-            current.replace(third)
-            assert current.all == [first, second, third]
-        assert ended == [[first, third]]
+    early = current.begin()
+    current.replace(second)
+    late = current.begin()
+    assert (early.serving, late.serving, current.serving) == (first, second, second)
+    current.replace(third)
+    assert current.all == [first, second, third]
+    current.end(late)
+    assert ended == [[first, third]]
+    current.end(early)
     assert ended == [[first, third], [third]]
 
 
 def test_what_nobody_uses_ends_at_once() -> None:
     first, second, ended = serving(), serving(), []
     current = Current(first, lambda: ended.append(True))
-    with current.request():
-        pass
+    current.end(current.begin())
     assert ended == []
     current.replace(second)
     assert (ended, current.all) == ([True], [second])

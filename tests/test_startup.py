@@ -29,7 +29,7 @@ from app.configuration import ConfigurationFiles
 from app.main import create_app
 
 async def main(directory):
-    files = ConfigurationFiles(Path("configs/compose/us-east.yaml"), {"TIDEGATE_AUDIT__PATH": directory + "/audit"})
+    files = ConfigurationFiles(Path("configs/compose/gateway.yaml"), {"TIDEGATE_AUDIT__PATH": directory + "/audit"})
     app, said, ended, sent = create_app(files, files.load(), {}, Activity()), asyncio.Event(), asyncio.Event(), []
     asked = iter(["lifespan.startup", "lifespan.shutdown"])
 
