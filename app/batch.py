@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from http import HTTPStatus
+from typing import cast
 
 import orjson
 
@@ -87,10 +88,11 @@ class Wanted:
         return None if body is None else replace(entry, body=body)
 
     def fits(self, status: int, body: object) -> bool:
-        """Whether an answer to the call goes with what is known; a refusal always does."""
-        if self.batch is None or not self.batch.partly_known or status >= HTTPStatus.BAD_REQUEST:
+        """Whether an answer to the call goes with what is known; a refusal does not, as it counts other texts."""
+        if self.batch is None or not self.batch.partly_known:
             return True
-        return isinstance(body, bytes) and self.batch.whole(body) is not None
+        good = status < HTTPStatus.BAD_REQUEST and isinstance(body, bytes)
+        return good and self.batch.whole(cast("bytes", body)) is not None
 
     def anew(self) -> "Wanted":
         """The whole, with nothing known."""

@@ -1,5 +1,6 @@
 """Embeddings of several texts through a real gateway: each text is computed once."""
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -108,3 +109,19 @@ async def test_a_model_that_changed_is_asked_for_everything(tmp_path: Path) -> N
         records = await gateway.records()
         kinds = [record["kind"] for record in records]
         assert kinds.count("decision") == kinds.count("completion") == 2
+
+
+async def test_a_refusal_names_the_text_as_the_caller_counts(tmp_path: Path) -> None:
+    async with running(tmp_path, "us-east") as gateway:
+        upstream = gateway.upstreams["us-east"]
+        upstream.answer = embeddings()
+        await lengths(gateway, ["a", "bb"])
+
+        async def refusing(writer: asyncio.StreamWriter, request: Request) -> None:
+            place = json.loads(request.body)["input"].index("bad")
+            error = {"message": f"input[{place}] is bad", "type": "invalid_request_error"}
+            await reply(400, json.dumps({"error": error}).encode())(writer, request)
+
+        upstream.answer = refusing
+        answer = await gateway.embed(["a", "bb", "bad"])
+        assert (answer.status_code, answer.json()["error"]["message"]) == (400, "input[2] is bad")
