@@ -40,6 +40,29 @@ FASTAPI = """
         return Response(answer.content, answer.status_code, media_type="application/json")
     uvicorn.run(app, port=int(sys.argv[1]), log_level="error")
 """
+FLOOR = """
+    import asyncio, sys, uvicorn
+    from app.fleet.answer import AnswerReader
+    from app.fleet.pool import Pool
+    HEAD = (b"POST /v1/chat/completions HTTP/1.1\\r\\nhost: x\\r\\ncontent-type: application/json\\r\\n"
+            b"content-length: %d\\r\\n\\r\\n")
+    pools = []
+    async def app(scope, receive, send):
+        body = (await receive())["body"]
+        if sys.argv[2:]:
+            pools or pools.append(Pool("http://127.0.0.1:" + sys.argv[2], None))
+            end = asyncio.get_running_loop().time() + 30
+            reader = AnswerReader(1 << 20, lambda status: False)
+            connection = await pools[0].connection(5)
+            body = await connection.exchange(HEAD % len(body), body, end, reader).answer()
+        fields = [(b"x-header-%d" % n, b"as many as ours") for n in range(15)]
+        fields += [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+        await send({"type": "http.response.body", "body": body})
+    uvicorn.run(app, port=int(sys.argv[1]), loop="uvloop", http="httptools", lifespan="off", log_level="error",
+                access_log=False)
+"""
+"""The least that a Python gateway can cost: uvicorn and Tidegate's own client with nothing between."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +84,10 @@ def candidates(peers: Peers, directory: Path) -> list[Candidate]:
         *_routers(peers, directory),
         Candidate("FastAPI + httpx", 18_304, (sys.executable, "-c", _dedented(FASTAPI), "18304", str(UPSTREAM)),
                   "forwards, checks the body"),
+        Candidate("bare uvicorn", 18_308, (sys.executable, "-c", _dedented(FLOOR), "18308", str(UPSTREAM)),
+                  "forwards, no more: the floor"),
+        Candidate("bare uvicorn, echo", 18_309, (sys.executable, "-c", _dedented(FLOOR), "18309"),
+                  "answers, no more: the floor of a cache hit", repeats=True),
     ]  # fmt: skip
     for port, name in enumerate(LITELLM, start=18_305):
         program = peers.python(name, "litellm")
