@@ -9,7 +9,7 @@ from typing import Any
 
 from app.stores.base import StoreError
 
-_STATEMENTS = 256
+_STATEMENTS = 64
 """Prepared statements to keep: an insertion has one for each number of rows."""
 
 
