@@ -20,10 +20,11 @@ STREAM_LIMIT: Final = 1 << 20
 
 CacheStatus = Literal["HIT", "MISS", "BYPASS", "REFRESH", "COALESCED"]
 COALESCED: Final[CacheStatus] = "COALESCED"
-Fields = Sequence[tuple[str, str]]
+HeaderFields = Sequence[tuple[str, str]]
+"""The fields of an answer's head, by names in lower case."""
 
 
-def streamed(headers: Fields) -> bool:
+def streamed(headers: HeaderFields) -> bool:
     """Whether an answer with these fields is a stream of events."""
     return any(name == "content-type" and value.startswith("text/event-stream") for name, value in headers)
 
@@ -86,7 +87,7 @@ class Caching:
             exchange.headers["Age"] = str(int(time.monotonic() - entry.stored))
 
     def keep(
-        self, key: bytes, region: PermittedRegion, said: Fields, answer: Reply, batch: Batch | None = None
+        self, key: bytes, region: PermittedRegion, said: HeaderFields, answer: Reply, batch: Batch | None = None
     ) -> None:
         """Keep a good answer as long as it may be, and give it to all who wait for it; `said` is its whole head.
 
@@ -111,9 +112,10 @@ class Caching:
             renewing=now + (lasts.fresh if streamed(answer.headers) else lasts.renewing),
             rescuing=now + lasts.rescuing,
         )
-        parts = split(answer.body, [text for text, _ in batch.unknown]) if batch else None
-        if batch and parts:
-            for (_, each), body in zip(batch.unknown, parts, strict=True):
+        unknown = batch.unknown if batch else []
+        parts = split(answer.body, [text for text, _ in unknown]) if unknown else None
+        if parts:
+            for (_, each), body in zip(unknown, parts, strict=True):
                 self._store.put(each, replace(entry, body=body), now)
         else:
             self._store.put(key, entry, now)

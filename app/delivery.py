@@ -13,7 +13,7 @@ from app.batch import Wanted
 from app.caching import STREAM_LIMIT, Caching, streamed
 from app.errors import InvalidRequest, ModelNotFound, NotFound, PayloadTooLarge
 from app.exchange import Exchange
-from app.fleet.worker_client import AttemptFailed, UpstreamStream
+from app.fleet.worker_client import AttemptFailed, UpstreamReply, UpstreamStream
 from app.forwarding import Forwarded, Forwarder
 from app.limiting import Hold
 from app.policy.explain import route_reason
@@ -62,14 +62,13 @@ class Delivery:
         call, key, batch = wanted.call, wanted.key, wanted.batch
         reply = forwarded.reply
         served_by(exchange, forwarded.region)
-        headers = {name: value for name, value in reply.headers if name in _KEPT_HEADERS}
+        headers = _kept_fields(reply)
         if isinstance(reply.body, UpstreamStream):
             hold.handed_on = True
             parts = self._stream(exchange, call, key, forwarded, hold)
-            unread = partial(self._unread, exchange, call, forwarded, reply.body, hold)
+            unread = partial(self._end, exchange, call, forwarded, hold)
             return Reply(reply.status, tuple(headers.items()), Stream(parts, unread))
         body = reply.body
-        answer = Reply(reply.status, tuple(headers.items()), body)
         outcome: CompletionOutcome = "served"
         if reply.status >= HTTPStatus.BAD_REQUEST:
             outcome = "failed"
@@ -83,6 +82,7 @@ class Delivery:
                 body = batch.whole(body) or body
         await self._complete(exchange, forwarded, outcome, len(body))
         if key is not None and reply.status == HTTPStatus.OK:
+            answer = Reply(reply.status, tuple(headers.items()), reply.body)
             self._caching.keep(key, forwarded.region, reply.headers, answer, batch)
         return Reply(reply.status, tuple(headers.items()), body)
 
@@ -114,8 +114,8 @@ class Delivery:
             hold.settle(_used_by(call, tail, events))
             await self._complete(exchange, forwarded, outcome, size)
             if key is not None and copy is not None and end.found and forwarded.reply.status == HTTPStatus.OK:
-                kept = {name: value for name, value in forwarded.reply.headers if name in _KEPT_HEADERS}
-                answer = Reply(HTTPStatus.OK, tuple(kept.items()), bytes(copy + end.held))
+                fields = _kept_fields(forwarded.reply)
+                answer = Reply(HTTPStatus.OK, tuple(fields.items()), bytes(copy + end.held))
                 self._caching.keep(key, forwarded.region, forwarded.reply.headers, answer)
             if end.held:
                 yield end.held
@@ -126,29 +126,30 @@ class Delivery:
             raise
         finally:
             hold.settle(_used_by(call, tail, events))
-            hold.leave()
-            self._forwarder.ended(forwarded, failed=outcome == "failed")
-            await self._end(exchange, forwarded, body, outcome, size)
-
-    async def _unread(
-        self, exchange: Exchange, call: Call, forwarded: Forwarded, body: UpstreamStream, hold: Hold
-    ) -> None:
-        """The end of a stream of which nobody has taken a part: its client left when it was about to begin."""
-        hold.settle(_used_by(call, b"", 0))
-        hold.leave()
-        self._forwarder.ended(forwarded, failed=False)
-        await self._end(exchange, forwarded, body, "cancelled", 0)
+            await self._end(exchange, call, forwarded, hold, outcome=outcome, size=size)
 
     async def _complete(self, exchange: Exchange, forwarded: Forwarded, outcome: CompletionOutcome, size: int) -> None:
         await self._recorder.completed(exchange, outcome, forwarded.reply.status, region=forwarded.region, size=size)
 
     async def _end(
-        self, exchange: Exchange, forwarded: Forwarded, body: UpstreamStream, outcome: CompletionOutcome, size: int
+        self,
+        exchange: Exchange,
+        call: Call,
+        forwarded: Forwarded,
+        hold: Hold,
+        *,
+        outcome: CompletionOutcome = "cancelled",
+        size: int = 0,
     ) -> None:
+        """A stream is over; as it stands for one of which nobody has taken a part, as its client had left by then."""
+        hold.settle(_used_by(call, b"", 0))
+        hold.leave()
+        self._forwarder.ended(forwarded, failed=outcome == "failed")
         try:
             await self._complete(exchange, forwarded, outcome, size)
         finally:
-            await body.aclose()
+            if isinstance(forwarded.reply.body, UpstreamStream):
+                await forwarded.reply.body.aclose()
 
 
 class Stream:
@@ -172,6 +173,10 @@ class Stream:
             self._begun = True
             await self._unread()
         await self._parts.aclose()
+
+
+def _kept_fields(reply: UpstreamReply) -> dict[str, str]:
+    return {name: value for name, value in reply.headers if name in _KEPT_HEADERS}
 
 
 def _used(body: bytes) -> int | None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from http import HTTPStatus
 from typing import TypeVar
 
 import structlog
@@ -39,7 +40,6 @@ _MODEL_LENGTH = 256
 """Characters of a model's name that a record keeps; it is the caller's text."""
 
 _NOTHING_ASKED = CacheControl()
-_INTERNAL_SERVER_ERROR = 500
 _RANKING_HOLDS = 0.1
 """Seconds."""
 _REMEMBERED = 4096
@@ -165,7 +165,7 @@ class Gateway:
             try:
                 return await self._fetch(exchange, wanted, hold)
             except GatewayError as error:
-                if error.status < _INTERNAL_SERVER_ERROR or exchange.record is None:
+                if error.status < HTTPStatus.INTERNAL_SERVER_ERROR or exchange.record is None:
                     raise
                 return await self.delivery.rescued(exchange, self._rescued(exchange, wanted, control, error))
 
@@ -260,7 +260,7 @@ class Gateway:
         draw = random.random()  # noqa: S311 - spreads load
         states = self.registry.states(regions)
         found = route(regions, states, origin, exchange.prefer, homes=self.registry.homes, draw=draw)
-        if found.home is not None and len(regions) > 1:
+        if found.home is not None:
             self.registry.settled(home_key(origin, regions), found.home)
         return found.order
 

@@ -2,12 +2,11 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from app.audit.log import new_id
 from app.audit.pseudonym import Pseudonyms, holds_id
-from app.audit.record import Attempt, CompletionOutcome, Record, completion, decision
+from app.audit.record import CompletionOutcome, Record, completion, decision
 from app.audit.writer import Trail
 from app.config import RESERVED_LOG
 from app.errors import AuditUnavailable, GatewayError, InvalidRequest, Misdirected
@@ -185,7 +184,7 @@ class Recorder:
             body_may_have_arrived=(
                 isinstance(error, Misdirected) and _body_under_way(exchange)
                 if not exchange.attempts
-                else _reached(exchange.attempts)
+                else any(attempt.outcome != "refused" for attempt in exchange.attempts)
             ),
         )
 
@@ -196,11 +195,6 @@ def _silent(exchange: Exchange, text: str | None) -> str | None:
         if holds_id(text, each):
             return None
     return text
-
-
-def _reached(attempts: Sequence[Attempt]) -> bool:
-    """Whether a byte may have got to any backend: not where nobody took the connection."""
-    return any(attempt.outcome != "refused" for attempt in attempts)
 
 
 def _microseconds(seconds: float) -> int:

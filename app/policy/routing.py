@@ -96,8 +96,6 @@ def route(
     """
     scores = score(states.values(), origin)
     alive = [region for region in dict.fromkeys(permitted) if region in states and states[region].up]
-    if len(alive) == 1:
-        return Route(tuple(alive), alive[0], scores)
     settled = settle(rank(alive, states, scores), scores, (homes or {}).get(home_key(origin, permitted)))
     wish = {region: index for index, region in reversed(list(enumerate(prefer)))}
     order = sorted(ease(settled, states, draw), key=lambda region: wish.get(region, len(prefer)))
