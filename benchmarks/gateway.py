@@ -21,7 +21,6 @@ import compileall
 import datetime as dt
 import json
 import os
-import signal
 import statistics
 import sys
 import tempfile
@@ -37,7 +36,7 @@ from gateways import machine, report, stages
 from gateways.candidates import KEY, Candidate, candidates, upstream
 from gateways.load import BODY, PATH, Generator, Load
 from gateways.peers import Peers, cache
-from gateways.processes import cpu_seconds, resident, running, until
+from gateways.processes import cpu_seconds, heed_sigterm, resident, running, until
 from gateways.report import Result, Round
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,5 +169,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    heed_sigterm()
     main()

@@ -26,6 +26,7 @@ from typing import Any
 import uvloop
 from driving.gateway import AUTHORIZATION, MODEL, Gateway, started
 from driving.http import Connection, listening
+from gateways.processes import heed_sigterm
 
 from app.access import Principal
 from app.config import Rate, Tenant
@@ -151,6 +152,7 @@ def memory(keys: int = 1_000_000) -> None:
 
 
 def main() -> None:
+    heed_sigterm()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--offered", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=60.0, help="over which they are offered")

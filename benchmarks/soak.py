@@ -32,7 +32,7 @@ from pathlib import Path
 import uvloop
 from driving.gateway import AUTHORIZATION, MODEL, TIDEGATE, Gateway, started
 from driving.http import Answer, Connection, listening
-from gateways.processes import resident
+from gateways.processes import heed_sigterm, resident
 
 PATH = "/v1/chat/completions"
 WARM = 100_000
@@ -176,6 +176,7 @@ def number(name: str, default: int, least: int, most: int) -> int:
 
 
 def main() -> None:
+    heed_sigterm()
     total = number("SOAK_REQUESTS", WARM, 1_000, 100_000_000)
     clients = number("SOAK_CLIENTS", 64, 1, 1_000)
     with tempfile.TemporaryDirectory() as name:

@@ -15,7 +15,6 @@ FastAPI was built late, YAML read once, and parsers, tables and certificate auth
 import argparse
 import compileall
 import http.client
-import signal
 import statistics
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from pathlib import Path
 from gateways.candidates import Candidate, tidegate, upstream
 from gateways.load import Generator
 from gateways.peers import Peers, cache
-from gateways.processes import cpu_seconds, resident, running, until
+from gateways.processes import cpu_seconds, heed_sigterm, resident, running, until
 
 ROOT = Path(__file__).resolve().parents[1]
 PORT = 18_312
@@ -107,7 +106,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started is ended
+    heed_sigterm()
     if sys.platform != "linux":
         sys.exit("reads /proc, so it runs on Linux only")
     main()

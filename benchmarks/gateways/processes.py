@@ -4,6 +4,7 @@ import http.client
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -30,6 +31,11 @@ def running(
         yield process.pid
     finally:
         _end(process)
+
+
+def heed_sigterm() -> None:
+    """Have SIGTERM end this program by its own way out, so that what `running` started is ended as well."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def on_core(command: Sequence[str], core: int | None) -> list[str]:
